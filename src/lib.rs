@@ -1,0 +1,2 @@
+//! meshd
+pub mod mesh;
