@@ -1,2 +1,4 @@
 //! meshd
+pub(crate) mod keys;
 pub mod mesh;
+pub(crate) mod wire;

@@ -133,7 +133,7 @@ impl TicketError {
 fn checksum(body: &[u8]) -> [u8; CHECKSUM] {
     let mut hash = Sha256::new_with_prefix(NAME);
     hash.update(body);
-    let [a, b, c, d, ..] = hash.finalize().into();
+    let [a, b, c, d, ..]: [u8; 32] = hash.finalize().into();
     [a, b, c, d]
 }
 

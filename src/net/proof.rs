@@ -265,7 +265,8 @@ async fn prove<S: AsyncRead + AsyncWrite + Unpin>(
     match read(socket).await? {
         [ACCEPTED] => {
             let proof = read(socket).await?;
-            exchange.verify(&proof, Role::Listener, keys).map(|key| key.key_id).ok_or(WrongNetworkKey.into())
+            let proven = exchange.verify(&proof, Role::Listener, keys);
+            proven.map(|key| key.key_id).ok_or(ProofError::WrongKey(WrongNetworkKey))
         }
         [REFUSED] => Err(WrongNetworkKey.into()),
         _ => Err(ProofError::Malformed),
@@ -486,6 +487,35 @@ mod tests {
         (1..=MAX_ADMITTED).for_each(|number| admitted.record(peer(number), [3; 8]));
         assert_eq!(admitted.latest(&peer(0)), None);
         assert_eq!(admitted.latest(&peer(MAX_ADMITTED)), Some([3; 8]));
+    }
+
+    #[test]
+    fn a_proof_serves_on_its_own_connection_in_its_own_role_only() {
+        let (here, there, elsewhere) = ([1; 32], [2; 32], [3; 32]);
+        let exchange = |nonce_d, nonce_l, dialer, listener| {
+            let [dialer, listener] = [dialer, listener].map(PeerId::from_bytes);
+            Exchange { nonce_d, nonce_l, dialer, listener }
+        };
+        let (original, keys) = (exchange([8; 32], [9; 32], here, there), kit::keys(&[2, 1]).get());
+        let proof = original.proof(&keys[1], Role::Dialer);
+        assert_eq!(original.verify(&proof, Role::Dialer, &keys).unwrap().key_id, [1; 8]);
+        assert!(original.verify(&proof, Role::Listener, &keys).is_none());
+        assert!(original.verify(&proof, Role::Dialer, &keys[..1]).is_none());
+        for other in [
+            exchange([7; 32], [9; 32], here, there),
+            exchange([8; 32], [7; 32], here, there),
+            exchange([8; 32], [9; 32], elsewhere, there),
+            exchange([8; 32], [9; 32], here, elsewhere),
+        ] {
+            assert!(other.verify(&proof, Role::Dialer, &keys).is_none());
+        }
+        for byte in 0..PROOF_LEN {
+            let mut bent = proof;
+            bent[byte] ^= 1;
+            assert!(original.verify(&bent, Role::Dialer, &keys).is_none());
+        }
+        let again = exchange([8; 32], [7; 32], here, there).proof(&keys[1], Role::Dialer);
+        assert_ne!(again[..KEY_ID_LEN], proof[..KEY_ID_LEN], "the key id would name the key");
     }
 
     /// What somebody without the key does after the Noise handshake.

@@ -168,6 +168,14 @@ pub(crate) struct Handler {
     accepted: mpsc::Sender<(Lane, Stream)>,
 }
 
+impl Handler {
+    fn hand_over(&self, lane: Lane, stream: Stream) {
+        if self.accepted.try_send((lane, stream)).is_err() {
+            debug!(?lane, "inbound stream refused: nobody accepts the ones before it");
+        }
+    }
+}
+
 impl ConnectionHandler for Handler {
     type FromBehaviour = Infallible;
     type ToBehaviour = Infallible;
@@ -213,9 +221,7 @@ impl ConnectionHandler for Handler {
     ) {
         match event {
             ConnectionEvent::FullyNegotiatedInbound(FullyNegotiatedInbound { protocol: (lane, stream), .. }) => {
-                if self.accepted.try_send((lane, stream)).is_err() {
-                    debug!(?lane, "inbound stream refused: nobody accepts the ones before it");
-                }
+                self.hand_over(lane, stream);
             }
             ConnectionEvent::FullyNegotiatedOutbound(FullyNegotiatedOutbound { protocol, info: reply }) => {
                 self.opening -= 1;

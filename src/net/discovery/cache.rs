@@ -66,7 +66,8 @@ mod tests {
     fn bad_lines_are_skipped() {
         let home = tempfile::tempdir().unwrap();
         let path = home.path().join("peers");
-        fs::write(&path, b"nonsense\n\n/ip4/0.0.0.0/tcp/1\n\xff\xfe\n /ip4/10.0.0.1/tcp/4001 \n/ip4/10.0.0.2/t").unwrap();
+        fs::write(&path, b"nonsense\n\n/ip4/0.0.0.0/tcp/1\n\xff\xfe\n /ip4/10.0.0.1/tcp/4001 \n/ip4/10.0.0.2/t")
+            .unwrap();
         assert_eq!(load(&path).unwrap(), ["/ip4/10.0.0.1/tcp/4001".parse().unwrap()]);
     }
 

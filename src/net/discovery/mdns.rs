@@ -194,7 +194,7 @@ impl<'a> Session<'a> {
                 },
                 Some((service, event)) = self.events.next(), if self.pending.is_none() => self.on_event(&service, event),
                 permit = self.worker.found.reserve(), if self.pending.is_some() => match permit {
-                    Ok(permit) => self.pending.take().into_iter().for_each(|found| permit.send(found)),
+                    Ok(permit) => drop(self.pending.take().map(|found| permit.send(found))),
                     Err(_) => break,
                 },
                 event = self.errors.recv_async() => match event {
@@ -453,7 +453,8 @@ mod tests {
         let holder = UdpSocket::bind("0.0.0.0:0").unwrap();
         let port = holder.local_addr().unwrap().port();
         let mut a = World(port).join(1, &[OURS]);
-        let state = timeout(DEADLINE, a.mdns.state.wait_for(|state| state != "starting")).await.unwrap().unwrap().clone();
+        let state =
+            timeout(DEADLINE, a.mdns.state.wait_for(|state| state != "starting")).await.unwrap().unwrap().clone();
         assert!(state.contains("is taken") && state.contains(&port.to_string()), "{state}");
         a.mdns.shutdown().await;
         assert!(a.found.recv().await.is_none());

@@ -181,9 +181,13 @@ mod tests {
 
     #[test]
     fn an_address_that_names_no_host_is_not_dialled() {
-        for nonsense in
-            ["/ip4/0.0.0.0/tcp/1", "/ip4/224.0.0.251/tcp/1", "/ip6/::/tcp/1", "/ip4/10.0.0.1/tcp/0", "/ip6/ff02::1/tcp/1"]
-        {
+        for nonsense in [
+            "/ip4/0.0.0.0/tcp/1",
+            "/ip4/224.0.0.251/tcp/1",
+            "/ip6/::/tcp/1",
+            "/ip4/10.0.0.1/tcp/0",
+            "/ip6/ff02::1/tcp/1",
+        ] {
             assert!(!is_dialable(&nonsense.parse().unwrap()), "{nonsense}");
         }
         assert!(!is_dialable(&Multiaddr::empty()));

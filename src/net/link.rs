@@ -1,0 +1,673 @@
+//! One way from this peer to another: a bounded queue, the task that writes it, and its counterpart that reads.
+//!
+//! Frames are encoded into the queue, so that what is small is joined there and written at once; large payloads are
+//! queued as they are and written uncopied. A link lives as long as one connection: a new connection is a new link with
+//! a higher epoch, and the receiver reads nothing of an older epoch once it greeted on a newer connection. So nothing
+//! comes twice and nothing out of order, across reconnects too.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::sync::Notify;
+use tokio::time::timeout;
+
+use crate::mesh::{Codec, NodeName, PeerId, Topic};
+use crate::wire::frame::{self, BadFrame, Frame, INLINE, Message, MessageHead};
+use crate::wire::message::{BadMessage, DataHello, PROTOCOL, Received, decode, encode_block};
+use crate::wire::{TooLong, split_block};
+
+/// The sending end: what protocols put frames on. Cheap to clone.
+#[derive(Clone, Debug)]
+pub(crate) struct Link(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    peer: PeerId,
+    epoch: u64,
+    limits: LinkLimits,
+    queue: Mutex<Queue>,
+    /// The writer waits here for frames.
+    filled: Notify,
+    /// Senders wait here for room.
+    drained: Notify,
+}
+
+/// How much may wait for one peer. When full, `send` waits: a slow peer slows its own senders only.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct LinkLimits {
+    /// Frames. More smooths longer stalls and holds more memory.
+    pub(crate) frames: usize,
+    /// Bytes. One frame is always taken, however large.
+    pub(crate) bytes: usize,
+}
+
+#[derive(Debug, Default)]
+struct Queue {
+    segments: VecDeque<Segment>,
+    /// Frames and bytes queued or being written.
+    frames: usize,
+    bytes: usize,
+    /// Messages queued and not yet taken by the writer; messages that it took.
+    waiting: u64,
+    taken: u64,
+    aliases: HashMap<Topic, u32>,
+    introduced: HashSet<u32>,
+    last_from: Option<u32>,
+    paused: HashSet<(u32, Topic)>,
+    closed: bool,
+}
+
+/// What is written in one go.
+#[derive(Debug)]
+enum Segment {
+    /// Whole frames one behind the other, and possibly the header of the payload that comes next.
+    Joined(BytesMut),
+    /// One large payload.
+    Payload(Bytes),
+}
+
+/// A message to put on a link.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Outgoing<'a> {
+    pub(crate) topic: &'a Topic,
+    /// What [`Link::alias`] gave for the topic.
+    pub(crate) alias: u32,
+    pub(crate) from: u32,
+    pub(crate) from_name: &'a NodeName,
+    pub(crate) seq: u64,
+    pub(crate) codec: Codec,
+    /// Indices of the receiving nodes; at most [`frame::MAX_TARGETS`].
+    pub(crate) targets: &'a [u32],
+    pub(crate) payload: &'a Bytes,
+}
+
+/// Why a link takes no frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Refused {
+    /// As much is queued as may be.
+    Full,
+    /// A target asked for a pause on this topic.
+    Paused,
+    /// The link is down.
+    Closed,
+}
+
+/// What a link that is down leaves undone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Remains {
+    pub(crate) epoch: u64,
+    /// Messages that the writer never took.
+    pub(crate) unsent: u64,
+    /// Messages that it took: how many of them arrived, only the other side knows.
+    pub(crate) taken: u64,
+}
+
+impl Link {
+    pub(crate) fn new(peer: PeerId, epoch: u64, limits: LinkLimits) -> Self {
+        let queue = Mutex::new(Queue::default());
+        Self(Arc::new(Shared { peer, epoch, limits, queue, filled: Notify::new(), drained: Notify::new() }))
+    }
+
+    pub(crate) fn peer(&self) -> PeerId {
+        self.0.peer
+    }
+
+    /// The number that stands for a topic on this link. Announced at the first call.
+    pub(crate) fn alias(&self, topic: &Topic) -> u32 {
+        let mut queue = self.queue();
+        if let Some(alias) = queue.aliases.get(topic) {
+            return *alias;
+        }
+        if queue.aliases.len() >= MAX_ALIASES || queue.closed {
+            return INLINE;
+        }
+        let alias = queue.aliases.len() as u32 + 1;
+        queue.aliases.insert(topic.clone(), alias);
+        queue.control(|out| frame::put_topic(out, alias, topic));
+        drop(queue);
+        self.0.filled.notify_one();
+        alias
+    }
+
+    /// Queues a message, or says at once why not.
+    pub(crate) fn try_push(&self, message: &Outgoing<'_>) -> Result<(), Refused> {
+        let mut queue = self.queue();
+        if queue.closed {
+            return Err(Refused::Closed);
+        }
+        let pauses = |target: &u32| queue.paused.contains(&(*target, message.topic.clone()));
+        if !queue.paused.is_empty() && message.targets.iter().any(pauses) {
+            return Err(Refused::Paused);
+        }
+        let bytes = frame::overhead(message.targets.len()) + message.payload.len();
+        let limits = self.0.limits;
+        if queue.frames >= limits.frames || (queue.frames > 0 && queue.bytes + bytes > limits.bytes) {
+            return Err(Refused::Full);
+        }
+        let idle = queue.segments.is_empty();
+        queue.put(message);
+        drop(queue);
+        // The writer looks again before it sleeps, so only the first frame has to wake it.
+        if idle {
+            self.0.filled.notify_one();
+        }
+        Ok(())
+    }
+
+    /// Queues a ping or its answer. Dropped when the link is full or down: pings are for measuring.
+    pub(crate) fn ping(&self, nonce: u64, answer: bool) {
+        let mut queue = self.queue();
+        if !queue.closed && queue.frames < self.0.limits.frames {
+            queue.control(|out| frame::put_ping(out, nonce, answer));
+            drop(queue);
+            self.0.filled.notify_one();
+        }
+    }
+
+    /// Waits until something changed since `try_push` refused: room, a pause that ended, the end of the link.
+    ///
+    /// Enable before trying: `let mut changed = pin!(link.changed()); changed.as_mut().enable();`
+    pub(crate) fn changed(&self) -> tokio::sync::futures::Notified<'_> {
+        self.0.drained.notified()
+    }
+
+    /// The receiver cannot take this topic for this node of its, or can again.
+    pub(crate) fn set_paused(&self, node: u32, topic: Topic, paused: bool) {
+        let mut queue = self.queue();
+        if !paused {
+            queue.paused.remove(&(node, topic));
+        } else if queue.paused.len() < MAX_PAUSED {
+            queue.paused.insert((node, topic));
+        }
+        drop(queue);
+        self.0.drained.notify_waiters();
+    }
+
+    /// Waits until all that was queued is written, or the link is down.
+    pub(crate) async fn flushed(&self) {
+        loop {
+            let changed = self.changed();
+            {
+                let queue = self.queue();
+                if queue.closed || queue.frames == 0 {
+                    return;
+                }
+            }
+            changed.await;
+        }
+    }
+
+    pub(crate) fn is_closed(&self) -> bool {
+        self.queue().closed
+    }
+
+    /// Takes nothing more; whoever waits for room learns of it.
+    pub(crate) fn close(&self) -> Remains {
+        let mut queue = self.queue();
+        queue.closed = true;
+        queue.segments.clear();
+        let remains = Remains { epoch: self.0.epoch, unsent: queue.waiting, taken: queue.taken };
+        drop(queue);
+        self.0.filled.notify_one();
+        self.0.drained.notify_waiters();
+        remains
+    }
+
+    /// Writes what is queued until the link is closed. `stream` gives a fresh stream when the first frame is there.
+    pub(crate) async fn write<S>(&self, stream: impl Future<Output = io::Result<S>>) -> Result<(), LinkError>
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        if self.filled().await.is_none() {
+            return Ok(());
+        }
+        let mut stream = stream.await?;
+        let hello = DataHello { protocol: PROTOCOL, epoch: self.0.epoch };
+        timeout(HELLO_TIMEOUT, greet(&mut stream, hello)).await.map_err(|_| LinkError::Silent)??;
+        while let Some(Batch { segments, frames, bytes }) = self.filled().await {
+            for segment in &segments {
+                match segment {
+                    Segment::Joined(joined) => stream.write_all(joined).await?,
+                    Segment::Payload(payload) => stream.write_all(payload).await?,
+                }
+            }
+            if self.queue().segments.is_empty() {
+                stream.flush().await?;
+            }
+            self.wrote(segments, frames, bytes);
+        }
+        stream.shutdown().await?;
+        Ok(())
+    }
+
+    /// Waits for frames and takes them all; `None` when the link is closed. What is taken stays counted until written.
+    async fn filled(&self) -> Option<Batch> {
+        loop {
+            {
+                let mut queue = self.queue();
+                if queue.closed {
+                    return None;
+                }
+                if !queue.segments.is_empty() {
+                    return Some(queue.take());
+                }
+            }
+            self.0.filled.notified().await;
+        }
+    }
+
+    fn wrote(&self, mut segments: VecDeque<Segment>, frames: usize, bytes: usize) {
+        segments.clear();
+        let mut queue = self.queue();
+        queue.frames -= frames;
+        queue.bytes -= bytes;
+        drop(queue);
+        self.0.drained.notify_waiters();
+    }
+
+    fn queue(&self) -> MutexGuard<'_, Queue> {
+        // Nothing panics while the lock is held; if it did, the numbers are still sound enough to go on.
+        self.0.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// All that was queued at one moment.
+struct Batch {
+    segments: VecDeque<Segment>,
+    frames: usize,
+    bytes: usize,
+}
+
+impl Queue {
+    fn put(&mut self, message: &Outgoing<'_>) {
+        if self.last_from != Some(message.from) {
+            self.introduce(message.from, message.from_name);
+        }
+        let head = MessageHead { codec: message.codec, alias: message.alias, from: message.from, seq: message.seq };
+        let inline = (message.alias == INLINE).then_some(message.topic);
+        let out = self.joined();
+        let before = out.len();
+        frame::put_message(out, head, message.targets.iter().copied(), inline, message.payload.len());
+        let mut added = out.len() - before + message.payload.len();
+        if message.payload.len() <= JOIN_UP_TO {
+            out.extend_from_slice(message.payload);
+        } else {
+            self.segments.push_back(Segment::Payload(message.payload.clone()));
+        }
+        added = added.max(1);
+        self.frames += 1;
+        self.bytes += added;
+        self.waiting += 1;
+    }
+
+    /// Tells the receiver the name behind a node's index, if it does not know it. Both ends forget all at the same
+    /// count, so that nodes that come and go for years take no more memory.
+    fn introduce(&mut self, index: u32, name: &NodeName) {
+        if !self.introduced.contains(&index) {
+            if self.introduced.len() >= MAX_INTRODUCED {
+                self.introduced.clear();
+            }
+            self.introduced.insert(index);
+            self.control(|out| frame::put_node(out, index, name));
+        }
+        self.last_from = Some(index);
+    }
+
+    /// Queues a frame that is no message: small, few, and needed by what follows.
+    fn control(&mut self, put: impl FnOnce(&mut BytesMut)) {
+        let out = self.joined();
+        let before = out.len();
+        put(out);
+        let added = out.len() - before;
+        self.frames += 1;
+        self.bytes += added;
+    }
+
+    /// The buffer that takes the next header: the last one, unless it is full or a payload stands behind it.
+    fn joined(&mut self) -> &mut BytesMut {
+        if !matches!(self.segments.back(), Some(Segment::Joined(joined)) if joined.len() < SEGMENT) {
+            self.segments.push_back(Segment::Joined(BytesMut::with_capacity(FIRST_CAPACITY)));
+        }
+        match self.segments.back_mut() {
+            Some(Segment::Joined(joined)) => joined,
+            _ => unreachable!("just pushed"),
+        }
+    }
+
+    fn take(&mut self) -> Batch {
+        self.taken += std::mem::take(&mut self.waiting);
+        let segments = std::mem::take(&mut self.segments);
+        // What an earlier batch still holds is counted in `frames` until it is written; there is one writer, and it
+        // takes a batch only when it has written the last, so all that is counted now is in this batch.
+        Batch { segments, frames: self.frames, bytes: self.bytes }
+    }
+}
+
+/// What reads one peer's data streams, one behind the other, and counts what came.
+#[derive(Debug, Default)]
+pub(crate) struct Inlet(Mutex<InletState>);
+
+#[derive(Debug, Default)]
+struct InletState {
+    epoch: u64,
+    messages: u64,
+    open: bool,
+}
+
+/// Where the frames of one data stream go.
+pub(crate) trait Receive: Send {
+    /// A number stands for a topic from now on.
+    fn topic(&mut self, alias: u32, topic: Topic) -> Result<(), BadFrame>;
+    /// An index stands for a node's name from now on.
+    fn node(&mut self, index: u32, name: NodeName);
+    /// A message for nodes of this peer.
+    fn message(&mut self, message: Message) -> Result<(), BadFrame>;
+    /// A ping was answered.
+    fn pong(&mut self, nonce: u64);
+}
+
+impl Inlet {
+    /// Stops whoever reads now, and says how far it came: what the other side is told in the greeting.
+    pub(crate) fn freeze(&self) -> Option<Received> {
+        let mut state = self.state();
+        state.open = false;
+        (state.epoch > 0).then_some(Received { epoch: state.epoch, messages: state.messages })
+    }
+
+    /// Reads one data stream to its end, or until a newer one takes over.
+    pub(crate) async fn read<S>(
+        &self,
+        mut stream: S,
+        max_message: usize,
+        link: &Link,
+        receiver: &mut dyn Receive,
+        heard: impl Fn(),
+    ) -> Result<(), LinkError>
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        let mut received = BytesMut::new();
+        let hello = timeout(HELLO_TIMEOUT, read_hello(&mut stream, &mut received)).await.map_err(|_| LinkError::Silent)??;
+        if !self.open(hello.epoch) {
+            return Err(LinkError::OldEpoch);
+        }
+        stream.write_all(&encode_block(&hello)).await?;
+        stream.flush().await?;
+        let max_frame = max_message + frame::overhead(frame::MAX_TARGETS);
+        loop {
+            if !self.dispatch(hello.epoch, &mut received, max_frame, link, receiver)? {
+                return Ok(());
+            }
+            received.reserve(READ_AT_LEAST);
+            if stream.read_buf(&mut received).await? == 0 {
+                return if received.is_empty() { Ok(()) } else { Err(LinkError::Cut) };
+            }
+            heard();
+        }
+    }
+
+    fn open(&self, epoch: u64) -> bool {
+        let mut state = self.state();
+        if epoch <= state.epoch {
+            return false;
+        }
+        *state = InletState { epoch, messages: 0, open: true };
+        true
+    }
+
+    /// Hands on all whole frames. `false` when a newer stream took over: then nothing was handed on.
+    fn dispatch(
+        &self,
+        epoch: u64,
+        received: &mut BytesMut,
+        max_frame: usize,
+        link: &Link,
+        receiver: &mut dyn Receive,
+    ) -> Result<bool, LinkError> {
+        // Held while frames are handed on, so that two streams of one peer never deliver at the same time.
+        let mut state = self.state();
+        if state.epoch != epoch || !state.open {
+            return Ok(false);
+        }
+        while let Some(body) = split_block(received, max_frame)? {
+            match Frame::parse(body)? {
+                Frame::Message(message) => {
+                    state.messages += 1;
+                    receiver.message(message)?;
+                }
+                Frame::Topic { alias, topic } => receiver.topic(alias, topic)?,
+                Frame::Node { index, name } => receiver.node(index, name),
+                Frame::Ping { nonce } => link.ping(nonce, true),
+                Frame::Pong { nonce } => receiver.pong(nonce),
+            }
+        }
+        Ok(true)
+    }
+
+    fn state(&self) -> MutexGuard<'_, InletState> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Why a link ended.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum LinkError {
+    #[error("the stream failed")]
+    Io(#[from] io::Error),
+    #[error("the stream ended in the middle of a frame")]
+    Cut,
+    #[error("no greeting on the data stream within {HELLO_TIMEOUT:?}")]
+    Silent,
+    #[error("a data stream of an epoch that is over")]
+    OldEpoch,
+    #[error("the other side speaks version {theirs} of the protocol, this one {PROTOCOL}")]
+    Version { theirs: u32 },
+    #[error(transparent)]
+    TooLong(#[from] TooLong),
+    #[error("a bad frame")]
+    Frame(#[from] BadFrame),
+    #[error("a bad greeting")]
+    Greeting(#[from] BadMessage),
+}
+
+/// Greets on a data stream and waits for the answer: only then does the other side surely read it.
+async fn greet<S: AsyncRead + AsyncWrite + Unpin>(stream: &mut S, hello: DataHello) -> Result<(), LinkError> {
+    stream.write_all(&encode_block(&hello)).await?;
+    stream.flush().await?;
+    let answer = read_hello(stream, &mut BytesMut::new()).await?;
+    if answer == hello { Ok(()) } else { Err(LinkError::OldEpoch) }
+}
+
+async fn read_hello<S: AsyncRead + Unpin>(stream: &mut S, received: &mut BytesMut) -> Result<DataHello, LinkError> {
+    loop {
+        if let Some(block) = split_block(received, MAX_HELLO)? {
+            let hello: DataHello = decode(&block)?;
+            if hello.protocol != PROTOCOL {
+                return Err(LinkError::Version { theirs: hello.protocol });
+            }
+            return Ok(hello);
+        }
+        if stream.read_buf(received).await? == 0 {
+            return Err(LinkError::Cut);
+        }
+    }
+}
+
+/// Payloads up to this size are copied behind their header; larger ones are written from where they are. The copy costs
+/// less than a write of its own.
+const JOIN_UP_TO: usize = 8 << 10;
+/// Bytes after which a joined buffer is closed: what one write gives the stream.
+const SEGMENT: usize = 64 << 10;
+const FIRST_CAPACITY: usize = 4 << 10;
+/// Free space offered to each read.
+const READ_AT_LEAST: usize = 64 << 10;
+/// Most topics that a link numbers; further ones are written out in each frame.
+pub(crate) const MAX_ALIASES: usize = 1 << 16;
+/// Most node names remembered per link; then both ends start over.
+pub(crate) const MAX_INTRODUCED: usize = 1 << 14;
+/// Most pauses remembered per link. Beyond, the receiver's queue limit alone protects it.
+const MAX_PAUSED: usize = 1 << 16;
+const MAX_HELLO: usize = 1 << 10;
+const HELLO_TIMEOUT: Duration = Duration::from_secs(4);
+
+#[cfg(test)]
+mod tests {
+    use std::pin::pin;
+
+    use tokio::io::duplex;
+
+    use super::*;
+
+    const ROOM: LinkLimits = LinkLimits { frames: 4096, bytes: 8 << 20 };
+
+    fn peer() -> PeerId {
+        PeerId::from_bytes([1; 32])
+    }
+
+    fn topic() -> Topic {
+        Topic::new("a/b").unwrap()
+    }
+
+    fn push(link: &Link, seq: u64, payload: &[u8]) -> Result<(), Refused> {
+        let (topic, name) = (topic(), NodeName::new("sender").unwrap());
+        let (alias, payload) = (link.alias(&topic), Bytes::copy_from_slice(payload));
+        let targets = &[0];
+        link.try_push(&Outgoing { topic: &topic, alias, from: 0, from_name: &name, seq, codec: Codec::Bytes, targets, payload: &payload })
+    }
+
+    /// Keeps what a stream brought.
+    #[derive(Default)]
+    struct Kept {
+        messages: Vec<(u64, Bytes)>,
+        names: Vec<String>,
+        topics: Vec<(u32, Topic)>,
+    }
+
+    impl Receive for Kept {
+        fn topic(&mut self, alias: u32, topic: Topic) -> Result<(), BadFrame> {
+            self.topics.push((alias, topic));
+            Ok(())
+        }
+        fn node(&mut self, _index: u32, name: NodeName) {
+            self.names.push(name.to_string());
+        }
+        fn message(&mut self, message: Message) -> Result<(), BadFrame> {
+            self.messages.push((message.head.seq, message.payload));
+            Ok(())
+        }
+        fn pong(&mut self, _nonce: u64) {}
+    }
+
+    /// Writes all that is queued through a pipe and reads it.
+    async fn carry(link: &Link, inlet: &Inlet, pipe: usize) -> (Kept, Result<(), LinkError>) {
+        let (ours, theirs) = duplex(pipe);
+        let mut kept = Kept::default();
+        let flush_then_close = async {
+            link.flushed().await;
+            link.close();
+        };
+        let back = Link::new(peer(), 1, ROOM);
+        let (written, read, ()) = tokio::join!(
+            link.write(async { Ok(ours) }),
+            inlet.read(theirs, 1 << 20, &back, &mut kept, || ()),
+            flush_then_close
+        );
+        written.unwrap();
+        (kept, read)
+    }
+
+    #[tokio::test]
+    async fn messages_of_all_sizes_arrive_whole_and_in_order() {
+        let link = Link::new(peer(), 1, ROOM);
+        let sizes = [0, 1, 64, JOIN_UP_TO, JOIN_UP_TO + 1, 100_000, 3, 1 << 20];
+        for (seq, size) in sizes.iter().enumerate() {
+            push(&link, seq as u64, &vec![seq as u8; *size]).unwrap();
+        }
+        let inlet = Inlet::default();
+        let (kept, read) = carry(&link, &inlet, 1000).await;
+        read.unwrap();
+        assert_eq!(kept.messages.iter().map(|(_, payload)| payload.len()).collect::<Vec<_>>(), sizes);
+        assert!(kept.messages.iter().all(|(seq, payload)| payload.iter().all(|byte| u64::from(*byte) == *seq)));
+        assert_eq!((kept.names, kept.topics), (vec!["sender".to_owned()], vec![(1, topic())]));
+        assert_eq!(inlet.freeze(), Some(Received { epoch: 1, messages: 8 }));
+    }
+
+    #[tokio::test]
+    async fn a_full_link_refuses_and_says_when_there_is_room() {
+        let link = Link::new(peer(), 1, LinkLimits { frames: 4, bytes: 1 << 20 });
+        let refused = (0..10).find_map(|seq| push(&link, seq, b"x").err());
+        assert_eq!(refused, Some(Refused::Full));
+        let mut changed = pin!(link.changed());
+        changed.as_mut().enable();
+        let inlet = Inlet::default();
+        let waiting = async {
+            changed.await;
+            push(&link, 99, b"y").unwrap();
+        };
+        let ((kept, _), ()) = tokio::join!(carry(&link, &inlet, 1000), waiting);
+        assert!(kept.messages.len() >= 2);
+    }
+
+    #[test]
+    fn one_message_over_the_byte_limit_is_taken_alone() {
+        let link = Link::new(peer(), 1, LinkLimits { frames: 100, bytes: 10 });
+        link.queue().introduced.insert(0);
+        link.queue().last_from = Some(0);
+        link.queue().aliases.insert(topic(), 1);
+        assert_eq!(push(&link, 1, &[0; 1000]), Ok(()));
+        assert_eq!(push(&link, 2, b""), Err(Refused::Full));
+    }
+
+    #[test]
+    fn a_paused_topic_is_refused_for_that_node_alone() {
+        let link = Link::new(peer(), 1, ROOM);
+        link.set_paused(0, topic(), true);
+        assert_eq!(push(&link, 1, b""), Err(Refused::Paused));
+        link.set_paused(0, topic(), false);
+        link.set_paused(1, topic(), true);
+        assert_eq!(push(&link, 1, b""), Ok(()));
+    }
+
+    #[tokio::test]
+    async fn a_closed_link_says_what_it_left_undone() {
+        let link = Link::new(peer(), 7, ROOM);
+        push(&link, 1, b"x").unwrap();
+        push(&link, 2, b"x").unwrap();
+        assert_eq!(link.close(), Remains { epoch: 7, unsent: 2, taken: 0 });
+        assert_eq!(push(&link, 3, b"x"), Err(Refused::Closed));
+        assert!(link.is_closed());
+        link.flushed().await;
+    }
+
+    #[tokio::test]
+    async fn once_a_newer_stream_is_read_an_older_one_is_not() {
+        let (inlet, link) = (Inlet::default(), Link::new(peer(), 5, ROOM));
+        push(&link, 1, b"x").unwrap();
+        assert!(carry(&link, &inlet, 1000).await.1.is_ok());
+        let old = Link::new(peer(), 4, ROOM);
+        push(&old, 2, b"x").unwrap();
+        let (ours, theirs) = duplex(1000);
+        let mut kept = Kept::default();
+        let back = Link::new(peer(), 1, ROOM);
+        let (written, read) =
+            tokio::join!(old.write(async { Ok(ours) }), inlet.read(theirs, 100, &back, &mut kept, || ()));
+        assert!(written.is_err() && matches!(read, Err(LinkError::OldEpoch)));
+        assert!(kept.messages.is_empty());
+        assert_eq!(inlet.freeze(), Some(Received { epoch: 5, messages: 1 }));
+    }
+
+    #[tokio::test]
+    async fn garbage_and_oversized_frames_end_the_stream() {
+        for bad in [&[0, 0, 0, 1, 99][..], &[0xff, 0, 0, 0], &[0, 0, 0, 0]] {
+            let (inlet, mut kept, back) = (Inlet::default(), Kept::default(), Link::new(peer(), 1, ROOM));
+            let (mut ours, theirs) = duplex(1000);
+            let hello = encode_block(&DataHello { protocol: PROTOCOL, epoch: 1 });
+            ours.write_all(&[&hello[..], bad].concat()).await.unwrap();
+            assert!(inlet.read(theirs, 100, &back, &mut kept, || ()).await.is_err(), "{bad:?}");
+        }
+    }
+}

@@ -1,0 +1,264 @@
+//! Data frames: what a link carries. A fixed binary header, then the payload, uncopied.
+//!
+//! docs/PROTOCOL.md has every byte. All numbers are big-endian.
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+
+use super::LENGTH;
+use crate::mesh::{BadName, Codec, MAX_NAME, NodeName, Topic};
+
+/// One frame.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Frame {
+    /// From now on, this number stands for this topic on this stream.
+    Topic { alias: u32, topic: Topic },
+    /// From now on, messages of the sender's node of that index are from this name.
+    Node { index: u32, name: NodeName },
+    /// A message for some of the receiver's nodes.
+    Message(Message),
+    /// To be answered with a pong of the same number.
+    Ping { nonce: u64 },
+    /// The answer to a ping.
+    Pong { nonce: u64 },
+}
+
+/// A message on its way.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Message {
+    /// What is known before the targets.
+    pub(crate) head: MessageHead,
+    /// Indices of the receiver's nodes, as they came: 4 bytes each.
+    pub(crate) targets: Bytes,
+    /// The topic itself, if it has no alias.
+    pub(crate) topic: Option<Topic>,
+    /// The content.
+    pub(crate) payload: Bytes,
+}
+
+/// The fixed part of a message's header.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct MessageHead {
+    pub(crate) codec: Codec,
+    /// The number that stands for the topic, or [`INLINE`].
+    pub(crate) alias: u32,
+    /// Index of the sending node at the sender.
+    pub(crate) from: u32,
+    pub(crate) seq: u64,
+}
+
+/// Why a frame is refused. The stream that brought it is not read any further.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum BadFrame {
+    #[error("a frame of the unknown kind {0}")]
+    Kind(u8),
+    #[error("a payload of the unknown codec {0}")]
+    Codec(u8),
+    #[error("a frame that ends before its header does")]
+    Short,
+    #[error("a name that is not UTF-8")]
+    Utf8,
+    #[error(transparent)]
+    Name(#[from] BadName),
+}
+
+impl Frame {
+    /// Reads one frame, without its length.
+    pub(crate) fn parse(mut body: Bytes) -> Result<Self, BadFrame> {
+        let kind = body.try_get_u8().map_err(|_| BadFrame::Short)?;
+        match kind {
+            MESSAGE => Message::parse(body).map(Self::Message),
+            TOPIC => Ok(Self::Topic { alias: number(&mut body)?, topic: Topic::new(text(&body)?)? }),
+            NODE => Ok(Self::Node { index: number(&mut body)?, name: NodeName::new(text(&body)?)? }),
+            PING => Ok(Self::Ping { nonce: body.try_get_u64().map_err(|_| BadFrame::Short)? }),
+            PONG => Ok(Self::Pong { nonce: body.try_get_u64().map_err(|_| BadFrame::Short)? }),
+            kind => Err(BadFrame::Kind(kind)),
+        }
+    }
+}
+
+impl Message {
+    /// The indices of the receiver's nodes.
+    pub(crate) fn targets(&self) -> impl Iterator<Item = u32> {
+        self.targets.chunks_exact(4).map(|bytes| u32::from_be_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]))
+    }
+
+    fn parse(mut body: Bytes) -> Result<Self, BadFrame> {
+        if body.len() < MESSAGE_HEAD - LENGTH - 1 {
+            return Err(BadFrame::Short);
+        }
+        let codec = codec_from(body.get_u8())?;
+        let count = usize::from(body.get_u16());
+        let head = MessageHead { codec, alias: body.get_u32(), from: body.get_u32(), seq: body.get_u64() };
+        let targets = cut(&mut body, count * 4)?;
+        let topic = if head.alias == INLINE {
+            let len = usize::from(body.try_get_u8().map_err(|_| BadFrame::Short)?);
+            Some(Topic::new(text(&cut(&mut body, len)?)?)?)
+        } else {
+            None
+        };
+        Ok(Self { head, targets, topic, payload: body })
+    }
+}
+
+/// Writes all of a message but its payload; the length counts the payload too.
+///
+/// `topic` is given where there is no alias for it.
+pub(crate) fn put_message(
+    out: &mut BytesMut,
+    head: MessageHead,
+    targets: impl ExactSizeIterator<Item = u32>,
+    topic: Option<&Topic>,
+    payload: usize,
+) {
+    let inline = topic.map_or(0, |topic| 1 + topic.as_str().len());
+    let length = MESSAGE_HEAD - LENGTH + targets.len() * 4 + inline + payload;
+    out.reserve(LENGTH + length - payload);
+    out.put_u32(length as u32);
+    out.put_u8(MESSAGE);
+    out.put_u8(codec_to(head.codec));
+    out.put_u16(targets.len() as u16);
+    out.put_u32(head.alias);
+    out.put_u32(head.from);
+    out.put_u64(head.seq);
+    targets.for_each(|index| out.put_u32(index));
+    if let Some(topic) = topic {
+        out.put_u8(topic.as_str().len() as u8);
+        out.put_slice(topic.as_str().as_bytes());
+    }
+}
+
+/// Announces what a number stands for.
+pub(crate) fn put_topic(out: &mut BytesMut, alias: u32, topic: &Topic) {
+    put_named(out, TOPIC, alias, topic.as_str());
+}
+
+/// Announces the name of a sending node.
+pub(crate) fn put_node(out: &mut BytesMut, index: u32, name: &NodeName) {
+    put_named(out, NODE, index, name.as_str());
+}
+
+/// Asks for, or gives, a sign of life of the link itself.
+pub(crate) fn put_ping(out: &mut BytesMut, nonce: u64, answer: bool) {
+    out.put_u32(9);
+    out.put_u8(if answer { PONG } else { PING });
+    out.put_u64(nonce);
+}
+
+/// The most that a message's frame is larger than its payload.
+pub(crate) const fn overhead(targets: usize) -> usize {
+    MESSAGE_HEAD + targets * 4 + 1 + MAX_NAME
+}
+
+fn put_named(out: &mut BytesMut, kind: u8, number: u32, name: &str) {
+    out.put_u32(5 + name.len() as u32);
+    out.put_u8(kind);
+    out.put_u32(number);
+    out.put_slice(name.as_bytes());
+}
+
+fn number(body: &mut Bytes) -> Result<u32, BadFrame> {
+    body.try_get_u32().map_err(|_| BadFrame::Short)
+}
+
+fn cut(body: &mut Bytes, len: usize) -> Result<Bytes, BadFrame> {
+    if body.len() < len { Err(BadFrame::Short) } else { Ok(body.split_to(len)) }
+}
+
+fn text(bytes: &[u8]) -> Result<&str, BadFrame> {
+    std::str::from_utf8(bytes).map_err(|_| BadFrame::Utf8)
+}
+
+fn codec_to(codec: Codec) -> u8 {
+    match codec {
+        Codec::Bytes => 0,
+        Codec::Text => 1,
+        Codec::Json => 2,
+        Codec::Cbor => 3,
+    }
+}
+
+fn codec_from(byte: u8) -> Result<Codec, BadFrame> {
+    Ok(match byte {
+        0 => Codec::Bytes,
+        1 => Codec::Text,
+        2 => Codec::Json,
+        3 => Codec::Cbor,
+        other => return Err(BadFrame::Codec(other)),
+    })
+}
+
+/// Instead of an alias: the topic stands in the frame. For links that carry more topics than they may number.
+pub(crate) const INLINE: u32 = 0;
+/// Most targets of one frame; a message for more nodes of one peer goes out in several.
+pub(crate) const MAX_TARGETS: usize = 1024;
+/// Length, kind, codec, count of targets, alias, sender, sequence number.
+const MESSAGE_HEAD: usize = LENGTH + 1 + 1 + 2 + 4 + 4 + 8;
+
+const MESSAGE: u8 = 1;
+const TOPIC: u8 = 2;
+const NODE: u8 = 3;
+const PING: u8 = 4;
+const PONG: u8 = 5;
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::super::split_block;
+    use super::*;
+
+    fn read_one(mut bytes: BytesMut) -> Frame {
+        let body = split_block(&mut bytes, 1 << 20).unwrap().unwrap();
+        assert!(bytes.is_empty());
+        Frame::parse(body).unwrap()
+    }
+
+    #[test]
+    fn announcements_read_back_as_written() {
+        let mut out = BytesMut::new();
+        put_topic(&mut out, 7, &Topic::new("a/b").unwrap());
+        assert_eq!(read_one(out), Frame::Topic { alias: 7, topic: Topic::new("a/b").unwrap() });
+        let mut out = BytesMut::new();
+        put_node(&mut out, 3, &NodeName::new("camera").unwrap());
+        assert_eq!(read_one(out), Frame::Node { index: 3, name: NodeName::new("camera").unwrap() });
+        let mut out = BytesMut::new();
+        put_ping(&mut out, 5, true);
+        assert_eq!(read_one(out), Frame::Pong { nonce: 5 });
+    }
+
+    #[test]
+    fn a_topic_with_wildcards_or_control_characters_is_refused() {
+        for bad in ["a/*", "", "a\u{1}"] {
+            let mut out = BytesMut::new();
+            put_named(&mut out, TOPIC, 1, bad);
+            assert!(matches!(Frame::parse(out.split_off(LENGTH).freeze()), Err(BadFrame::Name(_))), "{bad:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn messages_read_back_as_written(
+            targets in prop::collection::vec(any::<u32>(), 0..20),
+            (from, seq) in any::<(u32, u64)>(),
+            payload in prop::collection::vec(any::<u8>(), 0..200),
+            inline in any::<bool>(),
+        ) {
+            let topic = Topic::new("x/y").unwrap();
+            let head = MessageHead { codec: Codec::Cbor, alias: if inline { INLINE } else { 9 }, from, seq };
+            let mut out = BytesMut::new();
+            put_message(&mut out, head, targets.iter().copied(), inline.then_some(&topic), payload.len());
+            out.extend_from_slice(&payload);
+            prop_assert!(out.len() <= overhead(targets.len()) + payload.len());
+            let Frame::Message(message) = read_one(out) else { panic!("not a message") };
+            prop_assert_eq!(message.head, head);
+            prop_assert_eq!(message.targets().collect::<Vec<_>>(), targets);
+            prop_assert_eq!(message.topic, inline.then_some(topic));
+            prop_assert_eq!(&message.payload[..], &payload[..]);
+        }
+
+        #[test]
+        fn no_bytes_panic(bytes in prop::collection::vec(any::<u8>(), 0..100)) {
+            let _ = Frame::parse(Bytes::from(bytes));
+        }
+    }
+}
