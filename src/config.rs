@@ -219,8 +219,8 @@ const fn size(bytes: usize) -> NonZeroUsize {
 }
 
 const MIB: usize = 1024 * 1024;
-/// Bytes of the largest message that any configuration allows: lengths stay far from 32 bits.
-pub const MAX_MESSAGE_BYTES: usize = 1024 * MIB;
+/// Bytes of the largest message that any configuration allows: 1 GiB.
+pub const MAX_MESSAGE_BYTES: usize = crate::wire::control::MAX_PAYLOAD;
 
 #[cfg(test)]
 mod tests {

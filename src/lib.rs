@@ -1,4 +1,67 @@
-//! meshd
-pub(crate) mod keys;
-pub mod mesh;
-pub(crate) mod wire;
+//! Programs on many machines find each other and exchange messages: no coordinator, no broker, no set-up beyond one shared
+//! key.
+//!
+//! A [`Node`] is a named participant in a mesh. Nodes that hold the same [`NetworkKey`] and mesh name find each other, on one
+//! machine, on a LAN or across networks; others neither join nor read. Nodes of one name are a group: a message on a topic
+//! goes to one node of each group that listens.
+//!
+//! ```
+//! # #[tokio::main(flavor = "multi_thread")]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! use meshd::{NetworkKey, Node};
+//!
+//! let key = NetworkKey::generate(); // or NetworkKey::read(path)?
+//! # let meeting = tempdir();
+//! # let quiet = |builder: meshd::Builder| builder.mdns(false).listen(["127.0.0.1:0"]).runtime_dir(&meeting);
+//! # let start = |name: &str| quiet(Node::builder(name).mesh("lab").key(key.clone())).start();
+//! # /*
+//! let viewer = Node::builder("viewer").mesh("lab").key(key.clone()).start().await?;
+//! let camera = Node::builder("camera").mesh("lab").key(key).start().await?; // on any machine
+//! # */
+//! # let (viewer, camera) = (start("viewer").await?, start("camera").await?);
+//!
+//! let mut frames = viewer.listen("frames/*").await?;
+//!
+//! let left = camera.publisher("frames/left")?;
+//! left.wait_for_listeners(1, std::time::Duration::from_secs(5)).await;
+//! let report = left.send(&("a frame", 1)).await?;
+//! assert_eq!(report.sent, 1);
+//!
+//! let message = frames.next().await.expect("the mesh lives");
+//! assert_eq!(message.decode::<(String, u32)>()?, ("a frame".to_owned(), 1));
+//! # camera.shutdown().await;
+//! # viewer.shutdown().await;
+//! # Ok(())
+//! # }
+//! # fn tempdir() -> std::path::PathBuf { std::env::temp_dir().join(format!("meshd-doc-{}", std::process::id())) }
+//! ```
+//!
+//! | to | see |
+//! |---|---|
+//! | start and stop, look around, rotate keys | [`Node`], [`Builder`], [`Status`], [`Events`] |
+//! | send | [`Node::send`], [`Publisher`], [`SendOptions`], [`Target`], [`SendReport`] |
+//! | receive | [`Node::listen`], [`Subscription`], [`Message`], [`ListenOptions`], [`Overflow`] |
+//! | keep meshes apart | [`NetworkKey`], [`Ticket`], [`Identity`] |
+//!
+//! The daemon `meshd` is this library behind a Unix socket; programs in other languages use that.
+
+pub mod config;
+mod keys;
+mod mesh;
+mod net;
+mod node;
+mod protocol;
+mod wire;
+
+pub use keys::{BadKey, IdentityKey, KeyError, NetworkKey, Ticket, TicketError};
+pub use mesh::engine::LimitError;
+pub use mesh::{
+    BadId, BadName, Codec, Counts, DiscoveryInfo, DownReason, DropReason, Event, ForeignInfo, Identity, KeyInfo, LinkKind,
+    MAX_MESH_NAME, MAX_NAME, MAX_NAMES_PER_NODE, MAX_NODES_PER_PEER, MAX_RECORD, MeshName, Message, NodeId, NodeInfo,
+    NodeName, PeerId, PeerInfo, SendReport, ServiceName, Status, Target, Topic, TopicFilter, TopicInfo, What,
+};
+pub use net::{Closed, NetError, RotateRefused, RotationError};
+pub use node::{
+    Builder, DecodeError, Events, ListenError, ListenOptions, Node, Overflow, PingError, Publisher, SendError, SendOptions,
+    StartError, Subscription, WhileListened,
+};

@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
 use super::{Config, ConfigError, Home, read_optional};
@@ -26,7 +25,7 @@ pub struct Loaded {
 }
 
 /// One setting.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Setting {
     /// Its key, with dots: `discovery.mdns`.
     pub key: String,
@@ -70,7 +69,8 @@ impl Layers {
     #[must_use]
     pub fn with_environment(get: impl Fn(&str) -> Option<String>) -> Self {
         let names = keys().into_keys().map(|key| variable(&key));
-        let environment = names.filter_map(|name| get(&name).filter(|value| !value.is_empty()).map(|value| (name, value)));
+        let environment =
+            names.filter_map(|name| get(&name).filter(|value| !value.is_empty()).map(|value| (name, value)));
         Self { environment: environment.collect(), arguments: Vec::new() }
     }
 
@@ -91,7 +91,8 @@ impl Layers {
             sources.insert(key, Source::File);
         }
         for (name, text) in &self.environment {
-            let (key, example) = keys().into_iter().find(|(key, _)| variable(key) == *name).expect("made from the keys");
+            let (key, example) =
+                keys().into_iter().find(|(key, _)| variable(key) == *name).expect("made from the keys");
             let value = parse_as(&example, text).map_err(|message| value_error(name, message))?;
             set_checked(&mut table, &key, value, name)?;
             sources.insert(key, Source::Environment(name.clone()));
@@ -164,9 +165,8 @@ fn unknown_key(document: &toml::de::DeTable<'_>) -> Option<(String, usize)> {
 /// The known key that resembles this one most, if any does: by its whole path, or by its last part in another section.
 fn nearest(key: &str) -> Option<String> {
     let last = |key: &str| key.rsplit('.').next().unwrap_or_default().to_owned();
-    let likeness = |known: &str| {
-        strsim::jaro_winkler(key, known).max(strsim::jaro_winkler(&last(key), &last(known)) - ELSEWHERE)
-    };
+    let likeness =
+        |known: &str| strsim::jaro_winkler(key, known).max(strsim::jaro_winkler(&last(key), &last(known)) - ELSEWHERE);
     let sections = table_of(&sample()).into_iter().filter(|(_, value)| value.is_table()).map(|(name, _)| name);
     let known = keys().into_keys().chain(sections).map(|known| (likeness(&known), known));
     let best = known.max_by(|(a, _), (b, _)| a.total_cmp(b))?;

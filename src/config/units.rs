@@ -91,7 +91,7 @@ pub(super) mod bytes {
 
     /// In the largest unit that makes it a whole number.
     fn text(bytes: usize) -> String {
-        let unit = UNITS.iter().find(|(name, factor)| name.contains('i') && bytes as u64 % factor == 0);
+        let unit = UNITS.iter().find(|(name, factor)| name.contains('i') && (bytes as u64).is_multiple_of(*factor));
         unit.map_or_else(|| bytes.to_string(), |(name, factor)| format!("{} {name}", bytes as u64 / factor))
     }
 
@@ -112,7 +112,8 @@ pub(super) mod bytes {
 
         #[test]
         fn sizes_read_as_people_write_them() {
-            for (written, bytes) in [("1", 1), ("2KB", 2000), ("3 kib", 3072), ("64 MiB", 64 << 20), ("1 GiB", 1 << 30)] {
+            for (written, bytes) in [("1", 1), ("2KB", 2000), ("3 kib", 3072), ("64 MiB", 64 << 20), ("1 GiB", 1 << 30)]
+            {
                 assert_eq!(parse(written), Some(bytes), "{written}");
                 assert_eq!(parse(&text(bytes as usize)), Some(bytes));
             }

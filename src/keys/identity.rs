@@ -13,6 +13,7 @@ use super::line::Kind;
 use crate::mesh::{Identity, PeerId};
 
 /// The lasting Ed25519 key of a home. Wiped from memory when dropped, never printed.
+#[derive(Clone)]
 pub struct IdentityKey(SigningKey);
 
 /// The Ed25519 key of one run of one process: the peer id's. Wiped from memory when dropped, never printed.

@@ -14,6 +14,7 @@ mod topic;
 mod view;
 
 pub use balance::Policy;
+pub(crate) use balance::Turns;
 pub use event::{DownReason, Event, What};
 pub use id::{BadId, Identity, NodeId, PeerId};
 pub use info::*;

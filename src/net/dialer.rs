@@ -79,16 +79,16 @@ struct Known {
 #[derive(Debug)]
 struct Address {
     address: Multiaddr,
+    /// The last link went there.
+    proven: bool,
     rank: Rank,
-    /// Since when or until when some source has told of it: the oldest goes when there are too many.
+    /// When it was last told of or proven: the oldest goes when there are too many.
     heard: Instant,
 }
 
-/// Order of addresses in a dial.
+/// Order of addresses in a dial, after the one that worked last time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Rank {
-    /// The last link went there.
-    Proven,
     /// Loopback, told by a source that knows that the peer is on this host.
     SameHost,
     PrivateV4,
@@ -134,7 +134,7 @@ enum Target {
 
 impl Default for DialerConfig {
     fn default() -> Self {
-        Self { concurrent: 32, courtesy: Duration::from_millis(400), give_up: Duration::from_secs(3600) }
+        Self { concurrent: 32, courtesy: Duration::from_millis(250), give_up: Duration::from_secs(3600) }
     }
 }
 
@@ -163,7 +163,8 @@ impl Dialer {
         (known.linked, known.heard, known.retry.attempts) = (true, now, 0);
         if let Some((dial, address)) = dial {
             let address = without_peer(address.clone());
-            known.add(address.clone(), Rank::Proven, now);
+            known.add(address.clone(), Rank::of(&address, Source::Bootstrap), now);
+            known.addresses.iter_mut().for_each(|own| own.proven = own.address == address);
             self.marks.remove(&address);
             if let Some(place) = self.places.get_mut(&address) {
                 (place.used_by, place.retry.attempts, place.retry.lost) = (Some(peer), 0, None);
@@ -261,13 +262,9 @@ impl Dialer {
     /// The dials that are due, the longest due first. They count as under way from now on.
     pub(crate) fn next(&mut self, now: Instant, rng: &mut impl Rng) -> Vec<Dial> {
         self.give_up(now);
-        let mut due: Vec<(Instant, u32, Target)> = self
-            .waiting()
-            .filter(|(due, _)| *due <= now)
-            .map(|(due, target)| {
-                (due, rng.next_u32(), target) // after a partition many are due at once: every peer takes another order
-            })
-            .collect();
+        let due = self.waiting().filter(|(due, _)| *due <= now);
+        // After a partition many are due at once: the dice give every peer another order.
+        let mut due: Vec<_> = due.map(|(due, target)| (due, rng.next_u32(), target)).collect();
         due.sort_unstable_by_key(|(due, dice, _)| (*due, *dice));
         due.truncate(self.config.concurrent.saturating_sub(self.under_way.len()));
         due.into_iter().map(|(_, _, target)| self.start(target, now)).collect()
@@ -291,7 +288,8 @@ impl Dialer {
     }
 
     fn found_peer(&mut self, peer: PeerId, started: u64, source: Source, addresses: Vec<Multiaddr>, now: Instant) {
-        if addresses.is_empty() && !self.peers.contains_key(&peer) {
+        let first = !self.peers.contains_key(&peer);
+        if first && addresses.is_empty() {
             return;
         }
         let known = self.peers.entry(peer).or_insert_with(|| Known::new(now));
@@ -307,7 +305,9 @@ impl Dialer {
         let courtesy = self.courtesy(peer);
         let retry = &mut self.peers.get_mut(&peer).expect("just added").retry;
         // Even the best news waits a moment after a failure: sources that contradict each other make no storm.
-        if news {
+        if first {
+            retry.due = now + courtesy;
+        } else if news {
             retry.attempts = 0;
             retry.hurry(now + courtesy, RETRY_MIN);
         } else if source == Source::Member {
@@ -374,7 +374,7 @@ impl Dialer {
                 let known = self.peers.get(peer);
                 let mut usable: Vec<&Address> = known.iter().flat_map(|known| &known.addresses).collect();
                 usable.retain(|own| self.held_until(&own.address).is_none_or(|until| until <= now));
-                usable.sort_by_key(|own| own.rank);
+                usable.sort_by_key(|own| (!own.proven, own.rank));
                 Dial { peer: Some(*peer), addresses: usable.into_iter().map(|own| own.address.clone()).collect() }
             }
             Target::Place(address) => Dial { peer: None, addresses: vec![address.clone()] },
@@ -439,9 +439,6 @@ impl Known {
 
     /// Adds an address or notes that it was told again; tells whether it is new.
     fn add(&mut self, address: Multiaddr, rank: Rank, now: Instant) -> bool {
-        if rank == Rank::Proven {
-            self.addresses.iter_mut().filter(|own| own.rank == rank).for_each(|own| own.rank = Rank::Other);
-        }
         if let Some(own) = self.addresses.iter_mut().find(|own| own.address == address) {
             (own.rank, own.heard) = (own.rank.min(rank), now);
             return false;
@@ -450,7 +447,7 @@ impl Known {
             let oldest = self.addresses.iter().enumerate().min_by_key(|(_, own)| own.heard).map(|(index, _)| index);
             oldest.map(|index| self.addresses.remove(index));
         }
-        self.addresses.push(Address { address, rank, heard: now });
+        self.addresses.push(Address { address, proven: false, rank, heard: now });
         true
     }
 }
@@ -476,8 +473,7 @@ impl Retry {
     /// Due at `due`, or sooner if it already was; `pause` after the last attempt at the earliest.
     fn hurry(&mut self, due: Instant, pause: Duration) {
         let earliest = self.tried.map_or(due, |tried| due.max(tried + pause));
-        // A new entry is due since it was made, which courtesy has to put off.
-        self.due = if self.tried.is_none() && self.lost.is_none() { earliest } else { self.due.min(earliest) };
+        self.due = self.due.min(earliest);
     }
 
     fn lose(&mut self, now: Instant, rng: &mut impl Rng) {
@@ -609,8 +605,8 @@ mod tests {
 
         /// When the dialer wants to be asked again, in milliseconds.
         fn deadline(&self) -> Option<u64> {
-            let micros = self.dialer.deadline()?.duration_since(at(0)).as_micros();
-            Some(u64::try_from(micros.div_ceil(1000)).unwrap())
+            let nanos = self.dialer.deadline()?.duration_since(at(0)).as_nanos();
+            Some(u64::try_from(nanos.div_ceil(1_000_000)).unwrap())
         }
 
         /// Lets every dial fail until `end`; the times of the dials.
@@ -654,10 +650,10 @@ mod tests {
         };
         assert_eq!(first_dial(1, 99), 0);
         assert_eq!(first_dial(200, 99), 0);
-        assert_eq!(first_dial(1, 101), 400);
+        assert_eq!(first_dial(1, 101), 250);
         for unknown_or_same in [0, 100] {
             assert_eq!(first_dial(200, unknown_or_same), 0, "the lower peer id dials");
-            assert_eq!(first_dial(1, unknown_or_same), 400);
+            assert_eq!(first_dial(1, unknown_or_same), 250);
         }
     }
 

@@ -222,7 +222,7 @@ impl Link {
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
-        if self.filled().await.is_none() {
+        if !self.anything_to_write().await {
             return Ok(());
         }
         let mut stream = stream.await?;
@@ -244,20 +244,22 @@ impl Link {
         Ok(())
     }
 
-    /// Waits for frames and takes them all; `None` when the link is closed. What is taken stays counted until written.
-    async fn filled(&self) -> Option<Batch> {
+    /// Waits for frames. `false` when the link is closed.
+    async fn anything_to_write(&self) -> bool {
         loop {
             {
-                let mut queue = self.queue();
-                if queue.closed {
-                    return None;
-                }
-                if !queue.segments.is_empty() {
-                    return Some(queue.take());
+                let queue = self.queue();
+                if queue.closed || !queue.segments.is_empty() {
+                    return !queue.closed;
                 }
             }
             self.0.filled.notified().await;
         }
+    }
+
+    /// Waits for frames and takes them all; `None` when the link is closed. What is taken stays counted until written.
+    async fn filled(&self) -> Option<Batch> {
+        self.anything_to_write().await.then(|| self.queue().take())
     }
 
     fn wrote(&self, mut segments: VecDeque<Segment>, frames: usize, bytes: usize) {
@@ -603,13 +605,19 @@ mod tests {
         assert_eq!(refused, Some(Refused::Full));
         let mut changed = pin!(link.changed());
         changed.as_mut().enable();
-        let inlet = Inlet::default();
+        let (inlet, back, mut kept) = (Inlet::default(), Link::new(peer(), 1, ROOM), Kept::default());
+        let (ours, theirs) = duplex(1000);
         let waiting = async {
             changed.await;
             push(&link, 99, b"y").unwrap();
+            link.flushed().await;
+            link.close();
         };
-        let ((kept, _), ()) = tokio::join!(carry(&link, &inlet, 1000), waiting);
-        assert!(kept.messages.len() >= 2);
+        let (written, read, ()) =
+            tokio::join!(link.write(async { Ok(ours) }), inlet.read(theirs, 100, &back, &mut kept, || ()), waiting);
+        written.unwrap();
+        read.unwrap();
+        assert_eq!(kept.messages.last().map(|(seq, _)| *seq), Some(99));
     }
 
     #[test]

@@ -1,1 +1,497 @@
-//! x
+//! What the CLI and attached programs say to the daemon over its local socket, and what it answers.
+//!
+//! Blocks of a big-endian `u32` length and that many bytes of CBOR. The client sends [`Call`]s and receives [`Answer`]s.
+//! Described for other languages in docs/LOCAL.md: change both together.
+
+use std::fmt;
+use std::time::Duration;
+
+use bytes::{BufMut, Bytes, BytesMut};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use zeroize::Zeroizing;
+
+use super::{LENGTH, TooLong};
+use crate::mesh::{
+    Codec, Event, Identity, KeyInfo, NodeId, NodeInfo, NodeName, PeerId, PeerInfo, SendReport, Status, Target, Topic,
+    TopicInfo,
+};
+
+/// One request. Answers to requests in flight may come in any order; `id` tells them apart.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Call {
+    /// Chosen by the client.
+    pub(crate) id: u64,
+    /// What it wants.
+    pub(crate) request: Request,
+}
+
+/// What a client can want. The first request is [`Request::Hello`].
+///
+/// Names are plain texts here: a bad one is answered as such, while a block that does not decode ends the connection.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) enum Request {
+    /// Which version of this protocol the client speaks. Answered by [`Reply::Welcome`].
+    Hello { version: u32 },
+    /// [`Reply::Status`].
+    Status,
+    /// [`Reply::Peers`].
+    Peers,
+    /// [`Reply::Nodes`].
+    Nodes,
+    /// [`Reply::Topics`].
+    Topics,
+    /// [`Reply::Keys`].
+    Keys,
+    /// Makes a new network key and hands it round. [`Reply::Keys`].
+    Rotate {
+        /// How long the previous keys still open the door.
+        #[serde(rename = "grace_ms", with = "millis")]
+        grace: Duration,
+        /// Whom to shut out.
+        #[serde(default)]
+        without: Vec<Identity>,
+    },
+    /// [`Reply::Ticket`].
+    Invite,
+    /// [`Reply::Pong`].
+    Ping {
+        /// A peer id, a node id or a node's name.
+        target: String,
+        #[serde(rename = "timeout_ms", with = "millis")]
+        timeout: Duration,
+    },
+    /// [`Reply::Done`], then [`Answer::Event`] for each event until the connection ends.
+    Watch,
+    /// Makes the connection a node of this name, for as long as it lasts. [`Reply::Attached`].
+    Attach { name: String },
+    /// [`Reply::Listening`], then [`Answer::Message`] for each message. Wants an attached node.
+    Listen(Listen),
+    /// Ends a subscription. [`Reply::Done`].
+    Unlisten { subscription: u64 },
+    /// Sends a message, from the attached node or else from the daemon's own. [`Reply::Sent`].
+    Send(Send),
+    /// Waits until so many nodes listen. [`Reply::Listeners`], also when time is up before that.
+    WaitForListeners {
+        topic: String,
+        count: usize,
+        #[serde(rename = "timeout_ms", with = "millis")]
+        timeout: Duration,
+    },
+    /// [`Reply::Config`].
+    Config,
+}
+
+/// A subscription to be.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Listen {
+    /// Which topics.
+    pub(crate) filter: String,
+    /// Most messages that wait in the daemon. None: its configuration's limit, which is also the most that can be had.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) messages: Option<usize>,
+    /// Most bytes that wait in the daemon.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) bytes: Option<usize>,
+    /// What happens when that is reached because the client does not read.
+    #[serde(default)]
+    pub(crate) overflow: Overflow,
+}
+
+/// What a full subscription does.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Overflow {
+    /// The oldest messages go; the next one tells how many.
+    #[default]
+    DropOldest,
+    /// The newest messages go; the next one that fits tells how many.
+    DropNewest,
+    /// Nothing goes; the senders wait.
+    Block,
+}
+
+/// A message to send.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Send {
+    /// Where.
+    pub(crate) topic: String,
+    /// How the payload is encoded.
+    #[serde(default)]
+    pub(crate) codec: Codec,
+    /// The content.
+    #[serde(with = "payload")]
+    pub(crate) payload: Bytes,
+    /// To whom of those who listen.
+    #[serde(default)]
+    pub(crate) target: Target,
+    /// How long to wait for room. None: as configured.
+    #[serde(default, rename = "timeout_ms", with = "optional_millis", skip_serializing_if = "Option::is_none")]
+    pub(crate) timeout: Option<Duration>,
+}
+
+/// What the daemon says.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) enum Answer {
+    /// The request of this id was done.
+    Reply { id: u64, reply: Reply },
+    /// The request of this id was not done.
+    Failed { id: u64, failure: Failure },
+    /// A message for a subscription.
+    Message(Delivery),
+    /// Something happened in the mesh.
+    Event(Event),
+    /// So many events were not told, because the client was slow to read.
+    EventsMissed(u64),
+    /// The daemon says no more: the connection ends here.
+    Goodbye(Failure),
+}
+
+/// The answer to a request that was done.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) enum Reply {
+    Done,
+    Welcome(Welcome),
+    Status(Status),
+    Peers(Vec<PeerInfo>),
+    Nodes(Vec<NodeInfo>),
+    Topics(Vec<TopicInfo>),
+    Keys(KeyInfo),
+    Ticket(Secret),
+    Pong {
+        peer: PeerId,
+        rtt_us: u64,
+    },
+    Attached {
+        node: NodeId,
+    },
+    Listening {
+        subscription: u64,
+    },
+    Sent(SendReport),
+    Listeners(usize),
+    /// Key, value and source of each setting.
+    Config(Vec<(String, String, String)>),
+}
+
+/// Who answers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Welcome {
+    /// Version of this protocol.
+    pub(crate) version: u32,
+    /// Version of the software.
+    pub(crate) software: String,
+    pub(crate) mesh: String,
+    pub(crate) peer: PeerId,
+    /// The daemon's process.
+    pub(crate) pid: u32,
+}
+
+/// A message that a subscription received.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Delivery {
+    pub(crate) subscription: u64,
+    pub(crate) topic: Topic,
+    pub(crate) from: NodeId,
+    pub(crate) from_name: NodeName,
+    pub(crate) seq: u64,
+    pub(crate) codec: Codec,
+    #[serde(with = "payload")]
+    pub(crate) payload: Bytes,
+    /// How many messages were dropped just before this one.
+    pub(crate) lagged: u64,
+    /// When the daemon passed it on: microseconds since 1970.
+    pub(crate) time_us: u64,
+}
+
+/// Why a request was not done.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[error("{message}")]
+pub(crate) struct Failure {
+    pub(crate) kind: FailureKind,
+    /// For people.
+    pub(crate) message: String,
+    /// What to do about it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) hint: Option<String>,
+}
+
+/// Kinds of failures: each is an exit code of the CLI.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum FailureKind {
+    /// Something went wrong.
+    Failed,
+    /// The request makes no sense.
+    Usage,
+    /// No such peer or node.
+    NobodyThere,
+    /// No answer in time.
+    TimedOut,
+    /// A limit is reached, or it is not allowed.
+    Refused,
+    /// The daemon is going down.
+    Stopping,
+}
+
+/// A text that holds a key. Wiped from memory when dropped, and not shown by `Debug`.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub(crate) struct Secret(#[serde(with = "secret")] Zeroizing<String>);
+
+impl Secret {
+    pub(crate) fn new(text: Zeroizing<String>) -> Self {
+        Self(text)
+    }
+
+    pub(crate) fn reveal(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secret(…)")
+    }
+}
+
+impl Failure {
+    pub(crate) fn new(kind: FailureKind, message: impl ToString) -> Self {
+        Self { kind, message: message.to_string(), hint: None }
+    }
+
+    pub(crate) fn hint(self, hint: impl Into<String>) -> Self {
+        Self { hint: Some(hint.into()), ..self }
+    }
+}
+
+/// A block that says `value`.
+///
+/// # Errors
+/// It would be longer than any block may be.
+pub(crate) fn encode<T: Serialize>(value: &T) -> Result<Bytes, TooLong> {
+    let mut block = BytesMut::new();
+    block.put_u32(0);
+    ciborium::into_writer(value, (&mut block).writer()).expect("memory takes all bytes, and all our types are CBOR");
+    let len = block.len() - LENGTH;
+    let prefix = u32::try_from(len).ok().filter(|_| len <= MAX_BLOCK).ok_or(TooLong { len, max: MAX_BLOCK })?;
+    block[..LENGTH].copy_from_slice(&prefix.to_be_bytes());
+    Ok(block.freeze())
+}
+
+/// What the body of a block says.
+///
+/// # Errors
+/// It is not CBOR, not one of ours, or has something behind it.
+pub(crate) fn decode<T: DeserializeOwned>(mut body: &[u8]) -> Result<T, Garbage> {
+    let value = ciborium::de::from_reader_with_recursion_limit(&mut body, MAX_DEPTH)
+        .map_err(|error| Garbage(without_positions(&error)))?;
+    if body.is_empty() { Ok(value) } else { Err(Garbage(format!("{} bytes too many", body.len()))) }
+}
+
+/// What was received means nothing.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("not a message of the local protocol: {0}")]
+pub(crate) struct Garbage(String);
+
+fn without_positions<E: fmt::Debug>(error: &ciborium::de::Error<E>) -> String {
+    match error {
+        ciborium::de::Error::Semantic(_, message) => message.clone(),
+        ciborium::de::Error::RecursionLimitExceeded => "nested too deeply".to_owned(),
+        ciborium::de::Error::Io(_) => "cut short".to_owned(),
+        ciborium::de::Error::Syntax(at) => format!("no CBOR at byte {at}"),
+    }
+}
+
+/// Contents as byte strings.
+mod payload {
+    use std::fmt;
+
+    use bytes::Bytes;
+    use serde::de::{Error, Visitor};
+    use serde::{Deserializer, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(payload: &Bytes, out: S) -> Result<S::Ok, S::Error> {
+        out.serialize_bytes(payload)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Bytes, D::Error> {
+        struct Payload;
+        impl Visitor<'_> for Payload {
+            type Value = Bytes;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a byte string")
+            }
+            fn visit_bytes<E: Error>(self, bytes: &[u8]) -> Result<Bytes, E> {
+                Ok(Bytes::copy_from_slice(bytes))
+            }
+            fn visit_byte_buf<E: Error>(self, bytes: Vec<u8>) -> Result<Bytes, E> {
+                Ok(bytes.into())
+            }
+        }
+        from.deserialize_byte_buf(Payload)
+    }
+}
+
+/// Durations as whole milliseconds.
+mod millis {
+    use std::time::Duration;
+
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(duration: &Duration, out: S) -> Result<S::Ok, S::Error> {
+        out.serialize_u64(u64::try_from(duration.as_millis()).unwrap_or(u64::MAX))
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Duration, D::Error> {
+        u64::deserialize(from).map(Duration::from_millis)
+    }
+}
+
+mod optional_millis {
+    use std::time::Duration;
+
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(duration: &Option<Duration>, out: S) -> Result<S::Ok, S::Error> {
+        match duration {
+            Some(duration) => super::millis::serialize(duration, out),
+            None => out.serialize_none(),
+        }
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Duration>, D::Error> {
+        Ok(Option::<u64>::deserialize(from)?.map(Duration::from_millis))
+    }
+}
+
+mod secret {
+    use serde::{Deserialize, Deserializer, Serializer};
+    use zeroize::Zeroizing;
+
+    pub(super) fn serialize<S: Serializer>(text: &Zeroizing<String>, out: S) -> Result<S::Ok, S::Error> {
+        out.serialize_str(text)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Zeroizing<String>, D::Error> {
+        String::deserialize(from).map(Zeroizing::new)
+    }
+}
+
+/// Version of this protocol. Counted up when a client of the old one could no longer be served.
+pub(crate) const VERSION: u32 = 1;
+/// Bytes of the largest block: the largest message and what is said about it.
+pub(crate) const MAX_BLOCK: usize = MAX_PAYLOAD + BLOCK_OVERHEAD;
+/// Bytes of the largest payload that any configuration allows: 1 GiB, so that lengths stay far from 32 bits.
+pub(crate) const MAX_PAYLOAD: usize = 1 << 30;
+/// Bytes that a block may have besides the payload: names are short, lists of excluded identities are not.
+pub(crate) const BLOCK_OVERHEAD: usize = 64 * 1024;
+/// Bytes of a client's first block, which only says hello.
+pub(crate) const MAX_HELLO: usize = 1024;
+/// How deeply values may be nested; ours have five levels.
+const MAX_DEPTH: usize = 32;
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::wire::split_block;
+
+    fn through<T: Serialize + DeserializeOwned + PartialEq + fmt::Debug>(value: &T) {
+        let mut block = BytesMut::from(&encode(value).unwrap()[..]);
+        let body = split_block(&mut block, MAX_BLOCK).unwrap().unwrap();
+        assert!(block.is_empty());
+        assert_eq!(&decode::<T>(&body).unwrap(), value);
+    }
+
+    fn send(payload: Vec<u8>) -> Call {
+        let target = Target::Group(NodeName::new("workers").unwrap());
+        let timeout = Some(Duration::from_millis(1500));
+        let send = Send { topic: "a/b".to_owned(), codec: Codec::Json, payload: payload.into(), target, timeout };
+        Call { id: u64::MAX, request: Request::Send(send) }
+    }
+
+    #[test]
+    fn what_is_said_is_heard() {
+        let peer = PeerId::from_bytes([200; 32]);
+        let from = NodeId { peer, index: 3 };
+        through(&Call { id: 0, request: Request::Hello { version: VERSION } });
+        through(&Call { id: 1, request: Request::Status });
+        let without = vec![Identity::from_bytes([9; 32])];
+        through(&Call { id: 2, request: Request::Rotate { grace: Duration::from_secs(604_800), without } });
+        let overflow = Overflow::Block;
+        let listen = Listen { filter: "a/**".to_owned(), messages: Some(3), bytes: None, overflow };
+        through(&Call { id: 3, request: Request::Listen(listen) });
+        through(&send(vec![0; 100_000]));
+        through(&Answer::Message(Delivery {
+            subscription: 1,
+            topic: Topic::new("a/b").unwrap(),
+            from,
+            from_name: NodeName::new("camera").unwrap(),
+            seq: 7,
+            codec: Codec::Bytes,
+            payload: Bytes::from_static(b"\xff\x00"),
+            lagged: 2,
+            time_us: 1_700_000_000_000_000,
+        }));
+        through(&Answer::Reply { id: 4, reply: Reply::Pong { peer, rtt_us: 45 } });
+        through(&Answer::Goodbye(Failure::new(FailureKind::Stopping, "the daemon is stopping").hint("wait")));
+        through(&Answer::Reply { id: 5, reply: Reply::Ticket(Secret::new(Zeroizing::new("secret".to_owned()))) });
+    }
+
+    #[test]
+    fn what_docs_show_is_what_is_sent() {
+        let hello = encode(&Call { id: 1, request: Request::Hello { version: 1 } }).unwrap();
+        let cbor = b"\xa2\x62id\x01\x67request\xa1\x65Hello\xa1\x67version\x01";
+        assert_eq!(&hello[..], [&[0, 0, 0, cbor.len() as u8], &cbor[..]].concat());
+        let status = encode(&Call { id: 2, request: Request::Status }).unwrap();
+        assert_eq!(&status[4..], b"\xa2\x62id\x02\x67request\x66Status");
+        // Optional fields can be left out.
+        let cbor = b"\xa2\x62id\x03\x67request\xa1\x64Send\xa2\x65topic\x61a\x67payload\x42hi";
+        let call: Call = decode(cbor).unwrap();
+        assert!(matches!(call.request, Request::Send(Send { codec: Codec::Bytes, target: Target::EachGroup, .. })));
+    }
+
+    #[test]
+    fn garbage_is_an_error() {
+        for body in [&b""[..], b"\xff", b"\xa0", b"hello", &[0x81; 1000], b"\xa2\x62id\x01\x67request\x64What"] {
+            assert!(decode::<Call>(body).is_err(), "{body:?}");
+        }
+        let mut body = encode(&Call { id: 1, request: Request::Status }).unwrap()[4..].to_vec();
+        body.push(0);
+        assert_eq!(decode::<Call>(&body), Err(Garbage("1 bytes too many".to_owned())));
+        // A payload that claims to be huge is cut short, not allocated.
+        let huge =
+            b"\xa2\x62id\x03\x67request\xa1\x64Send\xa2\x65topic\x61a\x67payload\x5b\x7f\xff\xff\xff\xff\xff\xff\xffhi";
+        assert!(decode::<Call>(huge).is_err());
+    }
+
+    #[test]
+    fn a_secret_is_not_shown() {
+        let reply = Reply::Ticket(Secret::new(Zeroizing::new("meshd-ticket-1:abc".to_owned())));
+        assert!(!format!("{reply:?}").contains("meshd-ticket"));
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_panic(body in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let _ = (decode::<Call>(&body), decode::<Answer>(&body));
+        }
+
+        #[test]
+        fn payloads_of_all_sizes_arrive(payload in proptest::collection::vec(any::<u8>(), 0..20_000)) {
+            through(&send(payload));
+        }
+
+        #[test]
+        fn a_damaged_block_is_an_error_or_another_call(at in 0_usize..60, byte: u8) {
+            let mut body = encode(&send(vec![1, 2, 3])).unwrap()[4..].to_vec();
+            let at = at % body.len();
+            body[at] = byte;
+            let _ = decode::<Call>(&body);
+        }
+    }
+}

@@ -59,6 +59,10 @@ pub(crate) enum BadFrame {
     Utf8,
     #[error(transparent)]
     Name(#[from] BadName),
+    #[error("a number for a topic that is out of turn")]
+    Alias,
+    #[error("a message from a node or on a topic that was not announced")]
+    Unannounced,
 }
 
 impl Frame {

@@ -111,6 +111,13 @@ impl KeyRing {
         &self.current
     }
 
+    /// The keys that still open the door besides the current one, newest first, and for how long.
+    pub(crate) fn previous(&self, now: SystemTime) -> impl Iterator<Item = (&NetworkKey, Duration)> {
+        let now = seconds(now);
+        let left = move |previous: &Previous| Duration::from_secs(previous.until.saturating_sub(now));
+        self.previous.iter().map(move |previous| (&previous.key, left(previous))).filter(|(_, left)| !left.is_zero())
+    }
+
     /// Whether rotations shut this identity out: it is not to be linked, nor handed a key.
     pub(crate) fn excludes(&self, identity: &Identity) -> bool {
         self.without.contains(identity)

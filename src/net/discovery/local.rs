@@ -188,7 +188,7 @@ impl Folder {
             let version = (metadata.ino(), metadata.mtime(), metadata.mtime_nsec());
             let known = self.read.get(&peer).filter(|(read, _)| *read == version);
             let news = if known.is_none() { notice(&entry.path()) } else { None };
-            let Some(pid) = known.map(|(_, pid)| *pid).or(news.as_ref().map(|news| news.pid)) else { continue };
+            let Some(pid) = known.map(|(_, pid)| *pid).or_else(|| news.as_ref().map(|news| news.pid)) else { continue };
             if !is_alive(pid) {
                 drop(fs::remove_file(entry.path()));
                 continue;

@@ -1,0 +1,346 @@
+//! What can be typed. Help, completions and manual pages come from here.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args as ArgGroup, Parser, Subcommand, ValueEnum, ValueHint};
+
+use crate::mesh::{Identity, MeshName, NodeName, Topic, TopicFilter};
+
+/// Programs on many machines find each other and exchange messages: no coordinator, no broker, one shared key.
+#[derive(Debug, Parser)]
+#[command(name = "meshd", version, max_term_width = 100, disable_help_subcommand = true, after_help = START, after_long_help = EXITS)]
+pub(super) struct Args {
+    #[command(flatten)]
+    pub(super) global: Global,
+    #[command(subcommand)]
+    pub(super) command: Command,
+}
+
+/// What applies to every verb.
+#[derive(ArgGroup, Debug)]
+#[command(next_help_heading = "Global options")]
+pub(super) struct Global {
+    /// Which mesh [default: default]
+    #[arg(long, global = true, value_name = "NAME", env = "MESHD_MESH", hide_env_values = true)]
+    pub(super) mesh: Option<MeshName>,
+    /// Where keys, settings and the socket are [default: ~/.local/share/meshd]
+    #[arg(long, global = true, value_name = "DIR", env = "MESHD_HOME", hide_env_values = true, value_hint = ValueHint::DirPath)]
+    pub(super) home: Option<PathBuf>,
+    /// Print data as JSON, one object per line
+    #[arg(long, global = true)]
+    pub(super) json: bool,
+    /// Tell more
+    #[arg(short, long, global = true)]
+    pub(super) verbose: bool,
+    /// When to use colours
+    #[arg(
+        long,
+        global = true,
+        value_name = "WHEN",
+        default_value = "auto",
+        hide_possible_values = true,
+        help = "When to use colours: auto, always, never"
+    )]
+    pub(super) color: Colour,
+}
+
+/// When to use colours.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(super) enum Colour {
+    Auto,
+    Always,
+    Never,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Command {
+    /// Run the daemon, in the foreground
+    #[command(after_help = RUN)]
+    Run(RunArgs),
+    /// Make, show or change the key of the mesh
+    #[command(subcommand)]
+    Key(KeyCommand),
+    /// Print a ticket with which another machine joins
+    #[command(after_help = INVITE)]
+    Invite,
+    /// Store a ticket, so that this machine joins its mesh
+    #[command(after_help = JOIN)]
+    Join(JoinArgs),
+    /// Print the lasting identity of this home
+    Identity,
+    /// Tell how the daemon is doing
+    Status,
+    /// List the peers that are linked to this one
+    Peers,
+    /// List the nodes of the mesh
+    Nodes,
+    /// List what is listened to, and by whom
+    Topics,
+    /// Print events as they happen
+    Watch(WatchArgs),
+    /// Send messages to who listens
+    #[command(after_help = SEND)]
+    Send(SendArgs),
+    /// Print messages as they arrive
+    #[command(after_help = LISTEN)]
+    Listen(ListenArgs),
+    /// Measure round trips to a peer
+    Ping(PingArgs),
+    /// Print the settings in force and where each came from
+    #[command(after_help = CONFIG)]
+    Config,
+    /// Print a completion script for a shell
+    #[command(after_help = COMPLETIONS)]
+    Completions {
+        /// Which shell
+        shell: clap_complete::Shell,
+    },
+    /// Print the manual page
+    Man {
+        /// Write the pages of all verbs into this directory instead
+        #[arg(long, value_hint = ValueHint::DirPath)]
+        dir: Option<PathBuf>,
+    },
+}
+
+#[derive(ArgGroup, Debug)]
+pub(super) struct RunArgs {
+    /// Name of the daemon's own node [default: the host's name]
+    #[arg(long, value_name = "NAME")]
+    pub(super) name: Option<NodeName>,
+    /// Where to listen: host:port or a multiaddress; may be given several times [default: any port on all interfaces]
+    #[arg(long, value_name = "ADDR")]
+    pub(super) listen: Vec<String>,
+    /// A peer to try first, for where multicast does not reach; may be given several times
+    #[arg(long, value_name = "ADDR")]
+    pub(super) bootstrap: Vec<String>,
+    /// Do not find or announce peers by multicast DNS
+    #[arg(long)]
+    pub(super) no_mdns: bool,
+    /// Do not find peers of this host through its file system, nor link to them over Unix sockets
+    #[arg(long)]
+    pub(super) no_local: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum KeyCommand {
+    /// Make the key of a new mesh
+    New {
+        /// Derive the key from a passphrase, read from the first line of stdin
+        #[arg(long)]
+        passphrase: bool,
+    },
+    /// Show which keys are in use, and by which key each peer came in
+    Show {
+        /// Print the key itself instead. Whoever sees it can join
+        #[arg(long)]
+        secret: bool,
+    },
+    /// Make a new key and hand it to the linked peers
+    #[command(after_help = ROTATE)]
+    Rotate {
+        /// How long the previous key still opens the door [default: 7d, or 0 with --without]
+        #[arg(long, value_name = "DURATION", value_parser = duration)]
+        grace: Option<Duration>,
+        /// Whom to shut out; may be given several times
+        #[arg(long, value_name = "IDENTITY")]
+        without: Vec<Identity>,
+    },
+    /// Print the key's fingerprint, by which people can compare keys
+    Fingerprint,
+}
+
+#[derive(ArgGroup, Debug)]
+pub(super) struct JoinArgs {
+    /// The ticket, or - to read it from stdin
+    pub(super) ticket: String,
+    /// Replace another key of that mesh; the old one is kept beside it
+    #[arg(long)]
+    pub(super) force: bool,
+}
+
+#[derive(ArgGroup, Debug)]
+pub(super) struct WatchArgs {
+    /// Stop after so many events
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub(super) count: Option<u64>,
+    /// Stop after this time
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    pub(super) timeout: Option<Duration>,
+}
+
+#[derive(ArgGroup, Debug)]
+pub(super) struct SendArgs {
+    /// Where to send, such as frames/left
+    pub(super) topic: Topic,
+    /// What to send, or - to read it from stdin; nothing sends an empty message
+    pub(super) data: Option<OsString>,
+    /// Send each line of stdin as a message
+    #[arg(long, conflicts_with_all = ["repeat"])]
+    pub(super) lines: bool,
+    /// Send the message so many times
+    #[arg(long, value_name = "N", default_value_t = 1, hide_default_value = true, value_parser = clap::value_parser!(u64).range(1..))]
+    pub(super) repeat: u64,
+    /// Time between messages
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    pub(super) interval: Option<Duration>,
+    /// How the data is encoded: json is checked, cbor is made from JSON [default: text, or bytes if it is no text]
+    #[arg(long, value_name = "FORMAT")]
+    pub(super) format: Option<Format>,
+    /// Only to this node (by id), or to one node of this group (by name)
+    #[arg(long, value_name = "NODE|GROUP", conflicts_with = "all")]
+    pub(super) to: Option<String>,
+    /// To every node that listens, not to one of each group
+    #[arg(long)]
+    pub(super) all: bool,
+    /// How long to wait for a first listener
+    #[arg(long, value_name = "DURATION", default_value = "5s", value_parser = duration, conflicts_with = "no_wait")]
+    pub(super) wait: Duration,
+    /// Do not wait for a listener
+    #[arg(long)]
+    pub(super) no_wait: bool,
+}
+
+/// How data is encoded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum Format {
+    Text,
+    Json,
+    Cbor,
+    Bytes,
+}
+
+#[derive(ArgGroup, Debug)]
+pub(super) struct ListenArgs {
+    /// What to listen to: topics, in which * stands for one part and ** for any number of parts
+    #[arg(required = true, value_name = "FILTER")]
+    pub(super) filters: Vec<TopicFilter>,
+    /// Name of the node, and so of its group: of several in a group, one gets each message [default: a group of its own]
+    #[arg(long, value_name = "GROUP")]
+    pub(super) name: Option<NodeName>,
+    /// Stop after so many messages
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub(super) count: Option<u64>,
+    /// Stop after this time; an error if --count was not reached
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    pub(super) timeout: Option<Duration>,
+    /// Print the payloads only, byte for byte
+    #[arg(long, conflicts_with = "json")]
+    pub(super) raw: bool,
+}
+
+#[derive(ArgGroup, Debug)]
+pub(super) struct PingArgs {
+    /// A peer's id, a node's id or a node's name
+    #[arg(value_name = "PEER|NODE")]
+    pub(super) target: String,
+    /// How many times
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..))]
+    pub(super) count: u64,
+    /// Time between two
+    #[arg(long, value_name = "DURATION", default_value = "200ms", value_parser = duration)]
+    pub(super) interval: Duration,
+    /// How long to wait for each
+    #[arg(long, value_name = "DURATION", default_value = "3s", value_parser = duration)]
+    pub(super) timeout: Duration,
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    if text == "0" {
+        return Ok(Duration::ZERO);
+    }
+    humantime::parse_duration(text).map_err(|error| format!("{error}: write 300ms, 5s or 2m, say"))
+}
+
+const START: &str = "\
+Start:
+  meshd run                       on this machine; it prints how others join
+  meshd listen 'greetings/**'     in one terminal, on any machine
+  meshd send greetings/all hello  in another";
+
+const EXITS: &str = "\
+Start:
+  meshd run                       on this machine; it prints how others join
+  meshd listen 'greetings/**'     in one terminal, on any machine
+  meshd send greetings/all hello  in another
+
+Exit codes:
+  0  done
+  1  failed
+  2  bad usage
+  3  nobody there (no listener, provider, such node)
+  4  timed out
+  5  refused (busy, not allowed)
+  6  no daemon runs here
+
+Environment:
+  MESHD_MESH, MESHD_HOME  as --mesh and --home
+  MESHD_RUNTIME_DIR       sockets and same-host discovery
+  MESHD_<KEY>             any setting: see `meshd config`
+  NO_COLOR                no colours";
+
+const RUN: &str = "\
+The first start makes a key: this is then a mesh of one. On another machine, `meshd join -` with a ticket \
+from `meshd invite` stores the same key, and `meshd run` finds this one.
+
+Once it serves, it prints one line that begins with `ready` (an object with --json). SIGTERM and SIGINT end \
+it in order; SIGHUP makes it read its keys again.
+
+Examples:
+  meshd run
+  meshd run --name camera-1 --listen 0.0.0.0:4001
+  meshd --mesh lab run --bootstrap gateway.example:4001 --no-mdns";
+
+const INVITE: &str = "\
+The ticket holds the key of the mesh: whoever sees it can join.
+
+Example:
+  meshd invite | ssh other-machine meshd join -";
+
+const JOIN: &str = "\
+An argument is visible to all users of this machine while the command runs; stdin is not.
+
+Examples:
+  meshd join -                    then paste the ticket, and end with Ctrl-D
+  ssh member meshd invite | meshd join -";
+
+const SEND: &str = "\
+A message goes to one node of each group that listens. The exit code is 3 if nobody listens, and 1 if the \
+message was dropped for a node that does.
+
+Examples:
+  meshd send greetings/all hello
+  meshd send jobs '{\"id\": 7}' --format json --to workers
+  tail -f log | meshd send logs/web --lines
+  meshd send files/report - < report.pdf";
+
+const LISTEN: &str = "\
+Prints topic, node and data of each message; see --json for the rest. The exit code is 4 if --timeout passes \
+before --count messages came.
+
+Examples:
+  meshd listen 'frames/**'
+  meshd listen jobs --name workers            shares the messages with others of that name
+  meshd listen 'sensors/*/temperature' --json | jq .data
+  meshd listen files/report --count 1 --raw > report.pdf";
+
+const CONFIG: &str = "\
+Values come from config.toml in the mesh's folder, from the environment and from arguments of `meshd run`; \
+later ones win. Every key can be set in the environment: discovery.mdns is MESHD_DISCOVERY_MDNS.";
+
+const COMPLETIONS: &str = "\
+Examples:
+  meshd completions bash > ~/.local/share/bash-completion/completions/meshd
+  meshd completions zsh > ~/.zfunc/_meshd
+  meshd completions fish > ~/.config/fish/completions/meshd.fish";
+
+const ROTATE: &str = "\
+To shut a machine out, name its identity (see `meshd peers --json`). It holds the old key, so that must cease \
+to hold at once: machines that are away then need a new ticket.
+
+Examples:
+  meshd key rotate
+  meshd key rotate --grace 0
+  meshd key rotate --without id1-…";

@@ -1,0 +1,119 @@
+//! The local socket's client.
+
+use std::collections::VecDeque;
+use std::io;
+
+use tokio::net::UnixStream;
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+
+use super::Place;
+use super::trouble::{Exit, Trouble};
+use crate::socket::{self, BlockReader, SocketError};
+use crate::wire::control::{self, Answer, Call, Reply, Request};
+
+/// A connection to the daemon of one place.
+#[derive(Debug)]
+pub(super) struct Client {
+    from: BlockReader<OwnedReadHalf>,
+    to: OwnedWriteHalf,
+    next_id: u64,
+    /// What came unasked while a reply was awaited. The daemon is ours, and such waits are short.
+    unasked: VecDeque<Answer>,
+}
+
+impl Client {
+    /// Connects to the daemon.
+    ///
+    /// # Errors
+    /// [`Exit::NoDaemon`] if none runs.
+    pub(super) async fn connect(place: &Place) -> Result<Self, Trouble> {
+        Self::find(place).await?.ok_or_else(|| {
+            Trouble::new(Exit::NoDaemon, format!("no daemon runs here for mesh '{}'", place.mesh))
+                .hint(format!("start one with: {}", place.command("run")))
+        })
+    }
+
+    /// Connects to the daemon, if one runs.
+    pub(super) async fn find(place: &Place) -> Result<Option<Self>, Trouble> {
+        let path = place.home.socket(&place.mesh);
+        let stream = match UnixStream::connect(&path).await {
+            Ok(stream) => stream,
+            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => {
+                return Ok(None);
+            }
+            Err(error) => {
+                let trouble = Trouble::failed(&format!("cannot reach the daemon at {}", path.display()), &error);
+                return Err(trouble.hint("only the user who runs the daemon can use it; or give another --home"));
+            }
+        };
+        let (from, to) = stream.into_split();
+        let from = BlockReader::new(from, control::MAX_BLOCK);
+        let mut client = Self { from, to, next_id: 0, unasked: VecDeque::new() };
+        client.call(Request::Hello { version: control::VERSION }).await?;
+        Ok(Some(client))
+    }
+
+    /// Asks and waits for the reply.
+    pub(super) async fn call(&mut self, request: Request) -> Result<Reply, Trouble> {
+        self.next_id += 1;
+        let wanted = self.next_id;
+        if let Err(error) = socket::write(&mut self.to, &Call { id: wanted, request }).await {
+            return Err(self.last_words().await.unwrap_or_else(|| error.into()));
+        }
+        loop {
+            match self.receive().await? {
+                Answer::Reply { id, reply } if id == wanted => return Ok(reply),
+                Answer::Failed { id, failure } if id == wanted => return Err(failure.into()),
+                Answer::Reply { .. } | Answer::Failed { .. } => {} // We ask one thing at a time.
+                unasked => self.unasked.push_back(unasked),
+            }
+        }
+    }
+
+    /// The next message or event.
+    ///
+    /// # Cancel safety
+    /// Nothing is lost if this is dropped.
+    pub(super) async fn next(&mut self) -> Result<Answer, Trouble> {
+        match self.unasked.pop_front() {
+            Some(answer) => Ok(answer),
+            None => self.receive().await,
+        }
+    }
+
+    async fn receive(&mut self) -> Result<Answer, Trouble> {
+        match self.from.next().await? {
+            Some(Answer::Goodbye(failure)) => Err(failure.into()),
+            Some(answer) => Ok(answer),
+            None => Err(Trouble::new(Exit::NoDaemon, "the daemon has ended").hint("start it again with: meshd run")),
+        }
+    }
+
+    /// Why the daemon reads no more, if it said so before it closed.
+    async fn last_words(&mut self) -> Option<Trouble> {
+        loop {
+            match self.from.next().await {
+                Ok(Some(Answer::Goodbye(failure))) => return Some(failure.into()),
+                Ok(Some(_)) => {}
+                Ok(None) | Err(SocketError::Io(_) | SocketError::Garbage(_) | SocketError::TooLong(_)) => return None,
+            }
+        }
+    }
+}
+
+/// Asks a [`Client`] for one kind of reply: `ask!(client, Request::Peers => Reply::Peers(peers) => peers)`.
+macro_rules! ask {
+    ($client:expr, $request:expr => $reply:pat => $value:expr) => {
+        match $client.call($request).await? {
+            $reply => $value,
+            other => return Err($crate::cli::client::unexpected(&other)),
+        }
+    };
+}
+pub(super) use ask;
+
+/// A reply to another question than the one asked.
+pub(super) fn unexpected(reply: &Reply) -> Trouble {
+    Trouble::new(Exit::Failed, format!("the daemon gave an unexpected reply: {reply:?}"))
+        .hint("restart the daemon, so that both are of one version")
+}

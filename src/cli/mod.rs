@@ -1,0 +1,205 @@
+//! The command line: what was typed, what was meant, the work. Described in docs/CLI.md.
+
+mod args;
+mod client;
+mod keys;
+mod manual;
+mod messages;
+mod output;
+mod run;
+mod status;
+mod trouble;
+
+use std::ffi::OsStr;
+use std::process::ExitCode;
+
+use clap::Parser;
+use tracing_subscriber::filter::{LevelFilter, Targets};
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+
+use self::args::{Args, Command, Global};
+use self::output::{Output, Talk};
+use self::trouble::{Exit, Trouble};
+use crate::config::{ConfigError, Home};
+use crate::mesh::MeshName;
+
+/// Parses the arguments of this process, does what they say and gives the exit code.
+#[must_use]
+pub fn main() -> ExitCode {
+    let Args { global, command } = match Args::try_parse() {
+        Ok(args) => args,
+        Err(error) => {
+            let shown = error.print(); // Help and version are errors too, for clap; they go to stdout.
+            let code = if shown.is_ok() { error.exit_code() } else { 0 };
+            return ExitCode::from(u8::try_from(code).unwrap_or(2));
+        }
+    };
+    let talk = Talk::new(global.color);
+    start_logging(&global, &command, talk);
+    let exit = work(&global, command, talk).unwrap_or_else(|trouble| talk.trouble(trouble));
+    ExitCode::from(exit as u8)
+}
+
+fn work(global: &Global, command: Command, talk: Talk) -> Result<Exit, Trouble> {
+    let runtime = tokio::runtime::Runtime::new().map_err(|error| Trouble::failed("cannot start", &error))?;
+    let exit = runtime.block_on(async {
+        let mut out = Output::new(global, talk);
+        let exit = perform(global, command, &mut out).await;
+        let flushed = out.flush(); // What was printed before something went wrong is data too.
+        exit.and_then(|exit| flushed.map(|()| exit))
+    });
+    // A read from a terminal cannot be interrupted: do not wait for it.
+    runtime.shutdown_background();
+    exit
+}
+
+async fn perform(global: &Global, command: Command, out: &mut Output) -> Result<Exit, Trouble> {
+    let place = || Place::find(global);
+    match command {
+        Command::Run(args) => run::run(place()?, args, out).await,
+        Command::Key(command) => keys::key(place()?, command, out).await,
+        Command::Invite => keys::invite(place()?, out).await,
+        Command::Join(args) => keys::join(place()?, global.mesh.as_ref(), &args, out).await,
+        Command::Identity => keys::identity(&place()?, out),
+        Command::Status => status::status(place()?, out).await,
+        Command::Peers => status::peers(place()?, out).await,
+        Command::Nodes => status::nodes(place()?, out).await,
+        Command::Topics => status::topics(place()?, out).await,
+        Command::Watch(args) => status::watch(place()?, &args, out).await,
+        Command::Ping(args) => status::ping(place()?, args, out).await,
+        Command::Config => status::config(place()?, out).await,
+        Command::Send(args) => messages::send(place()?, args, out).await,
+        Command::Listen(args) => messages::listen(place()?, args, out).await,
+        Command::Completions { shell } => manual::completions(shell, out),
+        Command::Man { dir } => manual::man(dir.as_deref(), out),
+    }
+}
+
+/// Which mesh of which home: what a daemon serves.
+#[derive(Clone, Debug)]
+struct Place {
+    home: Home,
+    mesh: MeshName,
+    /// How to say so on a command line: nothing for what is so anyway.
+    options: String,
+}
+
+impl Place {
+    fn find(global: &Global) -> Result<Self, ConfigError> {
+        let mesh = global.mesh.clone().unwrap_or_else(default_mesh);
+        Ok(Self { home: Home::find(global.home.clone())?, options: options(global, &mesh), mesh })
+    }
+
+    /// A command that concerns this place, to be pasted into a shell.
+    fn command(&self, verb: &str) -> String {
+        format!("meshd{} {verb}", self.options)
+    }
+
+    /// The same home, another mesh.
+    fn with_mesh(&self, global_mesh: Option<&MeshName>, mesh: &MeshName) -> Self {
+        let options = match (global_mesh, *mesh == default_mesh()) {
+            (None, false) => format!("{} --mesh {mesh}", self.options),
+            _ => self.options.clone(),
+        };
+        Self { home: self.home.clone(), mesh: mesh.clone(), options }
+    }
+}
+
+fn default_mesh() -> MeshName {
+    MeshName::new(DEFAULT_MESH).expect("a plain name")
+}
+
+fn options(global: &Global, mesh: &MeshName) -> String {
+    // What comes from the environment holds for the next command too.
+    let said = |variable: &str, value: &OsStr| std::env::var_os(variable).is_none_or(|inherited| inherited != value);
+    let home = global.home.as_ref().filter(|home| said("MESHD_HOME", home.as_os_str()));
+    let home = home.map(|home| format!(" --home {}", quoted(&home.display().to_string())));
+    let mesh = (mesh.as_str() != DEFAULT_MESH && said("MESHD_MESH", mesh.as_str().as_ref()))
+        .then(|| format!(" --mesh {mesh}"));
+    format!("{}{}", home.unwrap_or_default(), mesh.unwrap_or_default())
+}
+
+/// A text as one word of a POSIX shell.
+fn quoted(text: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+@%:,=".contains(c);
+    if !text.is_empty() && text.chars().all(plain) {
+        text.to_owned()
+    } else {
+        format!("'{}'", text.replace('\'', r"'\''"))
+    }
+}
+
+/// What the daemon logs is of interest; what happens behind a verb only if it goes wrong.
+fn start_logging(global: &Global, command: &Command, talk: Talk) {
+    let ours = match (global.verbose, command) {
+        (true, _) => LevelFilter::DEBUG,
+        (false, Command::Run(_)) => LevelFilter::INFO,
+        (false, _) => LevelFilter::WARN,
+    };
+    let filter = Targets::new().with_default(LevelFilter::WARN).with_target("meshd", ours);
+    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(talk.is_coloured());
+    tracing_subscriber::registry().with(filter).with(lines).init();
+}
+
+const DEFAULT_MESH: &str = "default";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(line: &str) -> (Global, Command) {
+        let args = Args::try_parse_from(line.split(' ')).unwrap_or_else(|error| panic!("{line}: {error}"));
+        (args.global, args.command)
+    }
+
+    #[test]
+    fn hints_name_what_is_not_the_default() {
+        let command = |line: &str| Place::find(&parse(line).0).unwrap().command("run");
+        assert_eq!(command("meshd --home /h status"), "meshd --home /h run");
+        assert_eq!(command("meshd --home /h --mesh lab status"), "meshd --home /h --mesh lab run");
+        assert_eq!(command("meshd --home /it's --mesh default status"), r"meshd --home '/it'\''s' run");
+    }
+
+    #[test]
+    fn the_definitions_are_sound() {
+        <Args as clap::CommandFactory>::command().debug_assert();
+    }
+
+    #[test]
+    fn verbs_parse_as_documented() {
+        for line in [
+            "meshd run --name a --listen 0.0.0.0:4001 --listen /ip6/::/tcp/0 --bootstrap h:1 --no-mdns --no-local --json",
+            "meshd key new",
+            "meshd key show --secret",
+            "meshd key rotate --grace 7d",
+            "meshd key rotate --without id1-aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa",
+            "meshd --mesh lab invite",
+            "meshd join - --force",
+            "meshd watch --json",
+            "meshd send a/b hello --to workers --wait 3s",
+            "meshd send a/b - --lines --all --no-wait",
+            "meshd send a/b {} --format json --repeat 3 --interval 10ms",
+            "meshd listen a/** b --name g --count 3 --timeout 1m --raw",
+            "meshd ping camera --count 1",
+            "meshd completions bash",
+            "meshd man --dir /tmp",
+        ] {
+            parse(line);
+        }
+        for line in [
+            "meshd",
+            "meshd send",
+            "meshd send a* x",
+            "meshd listen",
+            "meshd listen a*",
+            "meshd --mesh a/b status",
+            "meshd send a b --to x --all",
+            "meshd send a b --wait 3s --no-wait",
+            "meshd listen a --timeout soon",
+            "meshd key rotate --without me",
+        ] {
+            assert_eq!(Args::try_parse_from(line.split(' ')).unwrap_err().exit_code(), Exit::Usage as i32, "{line}");
+        }
+    }
+}

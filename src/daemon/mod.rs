@@ -1,0 +1,220 @@
+//! The daemon: a node of its own, a socket for the programs of this machine, and an orderly start and end.
+
+mod claim;
+mod control;
+
+use std::fs::{self, DirBuilder, Permissions};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use self::claim::{Claim, bind};
+use self::control::Server;
+use crate::Closed;
+use crate::config::{ConfigError, Home, Layers, Loaded};
+use crate::keys::{KeyError, KeyRing, NetworkKey};
+use crate::mesh::{MeshName, NodeName, PeerId};
+use crate::node::{Node, StartError};
+
+/// What a daemon is to be.
+#[derive(Clone, Debug)]
+pub(crate) struct Settings {
+    /// Where its files are.
+    pub(crate) home: Home,
+    /// Which mesh.
+    pub(crate) mesh: MeshName,
+    /// Arguments and environment; the file is read from the home, and again at SIGHUP.
+    pub(crate) layers: Layers,
+}
+
+/// What a daemon has to say to whoever started it. Printing is the caller's.
+#[derive(Debug)]
+pub(crate) enum Notice<'a> {
+    /// There was no key; a new one was made. This is a mesh of one so far.
+    NewKey { mesh: &'a MeshName, path: &'a Path },
+    /// It serves.
+    Ready { mesh: &'a MeshName, peer: PeerId, addresses: &'a [String], socket: &'a Path },
+}
+
+/// Why there is no daemon.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum DaemonError {
+    #[error("a daemon runs already for {}{}", home.display(), pid.map(|pid| format!(" (pid {pid})")).unwrap_or_default())]
+    AlreadyRuns { home: PathBuf, pid: Option<u32> },
+    #[error("the path of the socket is too long: {} has {len} bytes of at most {max}", path.display())]
+    SocketPathTooLong { path: PathBuf, len: usize, max: usize },
+    #[error("cannot {action} {}", path.display())]
+    Io { action: &'static str, path: PathBuf, source: io::Error },
+    #[error("cannot watch for signals")]
+    Signals(#[source] io::Error),
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    #[error(transparent)]
+    Key(#[from] KeyError),
+    #[error(transparent)]
+    Start(#[from] StartError),
+    #[error(transparent)]
+    Closed(#[from] Closed),
+}
+
+/// Runs a daemon until SIGTERM or SIGINT.
+///
+/// # Errors
+/// It could not start. Nothing is left running.
+pub(crate) async fn run(settings: Settings, mut notify: impl FnMut(Notice<'_>)) -> Result<(), DaemonError> {
+    let Settings { home, mesh, layers } = settings;
+    let (dir, socket) = (home.mesh(&mesh), home.socket(&mesh));
+    // Before anything is changed: everything that can be wrong with what was said.
+    let loaded = layers.load(&home, &mesh)?;
+    claim::check_length(&socket)?;
+    let mut signals = Signals::new().map_err(DaemonError::Signals)?;
+
+    private_dir(home.dir())?;
+    private_dir(&dir)?;
+    let claim = Claim::take(&home.lock(&mesh), home.dir())?;
+    if KeyRing::load(&dir, &mesh)?.is_none() {
+        KeyRing::create(&dir, &mesh, NetworkKey::generate())?;
+        notify(Notice::NewKey { mesh: &mesh, path: &dir.join("key") });
+    }
+    let name = loaded.config.name.clone().unwrap_or_else(host_name);
+    let node =
+        Node::builder(name.as_str()).mesh(mesh.as_str()).home(home.dir()).config(loaded.config.clone()).start().await?;
+    let listener = bind(&socket, home.dir()).await?;
+    let status = node.status().await?;
+
+    let stop = CancellationToken::new();
+    let server = Arc::new(Server::new(node.clone(), &loaded, stop.clone(), &status));
+    let serving = tokio::spawn(control::serve(server, listener));
+    notify(Notice::Ready { mesh: &mesh, peer: status.peer, addresses: &status.addresses, socket: &socket });
+
+    loop {
+        match signals.next().await {
+            Wish::Stop => break,
+            Wish::Reload => reload(&node, &layers, &loaded, &home, &mesh).await,
+        }
+    }
+    info!("stopping");
+    shutdown(node, stop, serving, &socket).await;
+    drop(claim);
+    Ok(())
+}
+
+impl DaemonError {
+    /// What to do about it, if there is something.
+    pub(crate) fn hint(&self) -> Option<String> {
+        match self {
+            Self::AlreadyRuns { pid, .. } => Some(match pid {
+                Some(pid) => format!("use it, or end it with: kill {pid}; another mesh or home can run beside it"),
+                None => "use it; another mesh (--mesh) or home (--home) can run beside it".to_owned(),
+            }),
+            Self::SocketPathTooLong { .. } => {
+                Some("take a home with a shorter path: --home DIR or MESHD_HOME".to_owned())
+            }
+            Self::Io { path, .. } => {
+                Some(format!("check the permissions of {}, and that its disk is not full", path.display()))
+            }
+            Self::Config(error) => Some(error.hint()),
+            Self::Key(error) => error.hint(),
+            Self::Start(error) => error.hint(),
+            Self::Signals(_) | Self::Closed(_) => None,
+        }
+    }
+
+    fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
+        move |source| Self::Io { action, path: path.to_owned(), source }
+    }
+}
+
+/// The end, in order. Takes no longer than [`SHUTDOWN`].
+async fn shutdown(node: Node, stop: CancellationToken, serving: tokio::task::JoinHandle<()>, socket: &Path) {
+    let in_order = async {
+        stop.cancel(); // 1. no new clients; those attached are told and let go, and their nodes with them
+        if serving.await.is_err_and(|error| error.is_panic()) {
+            warn!("the control socket's task panicked");
+        }
+        node.shutdown().await; // 2. queued messages go out, the mesh is told
+    };
+    if timeout(SHUTDOWN, in_order).await.is_err() {
+        warn!("not everything was sent in {SHUTDOWN:?}");
+    }
+    // 3. from here on the socket is nobody's
+    if let Err(error) = fs::remove_file(socket) {
+        warn!(%error, "could not remove the socket");
+    }
+}
+
+/// Takes over what was changed in the files, as far as that can be done while running.
+async fn reload(node: &Node, layers: &Layers, running: &Loaded, home: &Home, mesh: &MeshName) {
+    match node.reload_keys().await {
+        Ok(()) => info!("keys were read again"),
+        Err(error) => warn!(%error, "the keys stay as they are"),
+    }
+    match layers.load(home, mesh) {
+        Ok(loaded) => {
+            let changed = loaded.settings.iter().zip(&running.settings).filter(|(new, old)| new.value != old.value);
+            for (new, old) in changed {
+                warn!(
+                    key = new.key,
+                    old = old.value,
+                    new = new.value,
+                    "changed in the file; takes effect at the next start"
+                );
+            }
+        }
+        Err(error) => warn!(%error, "the configuration stays as it is"),
+    }
+}
+
+/// What a signal asks for.
+enum Wish {
+    Stop,
+    Reload,
+}
+
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hangup: Signal,
+}
+
+impl Signals {
+    fn new() -> io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            hangup: signal(SignalKind::hangup())?,
+        })
+    }
+
+    async fn next(&mut self) -> Wish {
+        tokio::select! {
+            _ = self.terminate.recv() => Wish::Stop,
+            _ = self.interrupt.recv() => Wish::Stop,
+            _ = self.hangup.recv() => Wish::Reload,
+        }
+    }
+}
+
+/// Makes a directory that is for its owner only.
+fn private_dir(path: &Path) -> Result<(), DaemonError> {
+    DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(DaemonError::io("create", path))?;
+    // It may have been there before, open to others. Whoever can enter it could reach the socket before it is closed to them.
+    fs::set_permissions(path, Permissions::from_mode(0o700)).map_err(DaemonError::io("close to others", path))
+}
+
+/// The name of this machine, for want of another.
+fn host_name() -> NodeName {
+    let system = rustix::system::uname();
+    let name = NodeName::new(system.nodename().to_string_lossy());
+    name.unwrap_or_else(|_| NodeName::new("localhost").expect("a plain name"))
+}
+
+/// How long leaving may take: service managers kill after 10 s or more.
+const SHUTDOWN: Duration = Duration::from_secs(5);

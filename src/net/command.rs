@@ -1,0 +1,71 @@
+//! What the rest of the program asks of the event loop.
+
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+
+use crate::keys::{KeyError, RotateError, Ticket};
+use crate::mesh::engine::LimitError;
+use crate::mesh::{Identity, KeyInfo, NodeId, NodeName, PeerId, PeerInfo, Status, TopicFilter};
+
+/// One request to the event loop. Each is answered on `reply`; a reply that nobody waits for is dropped.
+#[derive(Debug)]
+pub(super) enum Command {
+    /// Host a node until `alive` is dropped.
+    AddNode { name: NodeName, alive: Alive, reply: oneshot::Sender<Result<NodeId, LimitError>> },
+    /// Let the node listen until `alive` is dropped.
+    Listen { node: u32, filter: TopicFilter, alive: Alive, reply: oneshot::Sender<Result<(), LimitError>> },
+    Peers { reply: oneshot::Sender<Vec<PeerInfo>> },
+    Status { reply: oneshot::Sender<Status> },
+    Keys { reply: oneshot::Sender<KeyInfo> },
+    Rotate { grace: Duration, without: Vec<Identity>, reply: oneshot::Sender<Result<KeyInfo, RotationError>> },
+    ReloadKeys { reply: oneshot::Sender<Result<(), RotationError>> },
+    Invite { reply: oneshot::Sender<Ticket> },
+    /// Ends the link with a peer, as a lost connection does. For tests of reconnecting.
+    #[cfg_attr(not(test), expect(dead_code, reason = "tests cut links"))]
+    Cut { peer: PeerId },
+    /// Say goodbye and end.
+    Leave { reply: oneshot::Sender<()> },
+}
+
+/// The end that the event loop holds of what a handle holds: it learns of the handle's end without the handle doing
+/// anything in its `drop`.
+pub(super) type Alive = oneshot::Receiver<std::convert::Infallible>;
+
+/// Held by a handle for as long as what it stands for is wanted.
+pub(crate) type KeepAlive = oneshot::Sender<std::convert::Infallible>;
+
+/// Why the keys did not change.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RotationError {
+    /// The request makes no sense. Nothing changed.
+    #[error(transparent)]
+    Refused(#[from] RotateRefused),
+    /// The keys could not be read or written.
+    #[error(transparent)]
+    Keys(#[from] KeyError),
+    /// The peer has no home directory to read keys from.
+    #[error("this peer has no home to read keys from")]
+    NoHome,
+    /// The peer has shut down.
+    #[error("the peer has shut down")]
+    Closed,
+}
+
+/// Why a rotation was refused: see the message and [`RotateRefused::hint`].
+#[derive(Debug, thiserror::Error)]
+#[error(transparent)]
+pub struct RotateRefused(#[from] RotateError);
+
+impl RotationError {
+    /// What to do about it.
+    #[must_use]
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::Refused(RotateRefused(error)) => Some(error.hint()),
+            Self::Keys(error) => error.hint(),
+            Self::NoHome | Self::Closed => None,
+        }
+    }
+}

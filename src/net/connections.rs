@@ -1,0 +1,312 @@
+//! Which connection carries the link to each peer, from the first handshake to what is left when it is lost.
+//!
+//! Two peers may dial each other at once. The one of the lower id decides: it greets on the first connection that stands
+//! and closes the others. A connection that comes later replaces the first only if that has stood for a while: then the
+//! other side has lost it, and this side does not know yet.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use libp2p::core::ConnectedPoint;
+use libp2p::swarm::ConnectionId;
+use libp2p::Multiaddr;
+use tokio::task::AbortHandle;
+use tracing::{debug, info, warn};
+
+use super::actor::Actor;
+use super::link::{Inlet, Link, Remains};
+use super::peer_id::{from_libp2p, to_libp2p};
+use super::session::{self, ControlSender, Ended, SessionEvent, Start, Vitals};
+use super::streams::{self, ConnectionStreams};
+use crate::keys::KeyId;
+use crate::mesh::engine::{Known, Say};
+use crate::mesh::{DownReason, PeerId, SignedRecord, What};
+use crate::wire::message::{Control, Hello, age, read_record};
+
+/// One connection with a member.
+pub(super) struct Connection {
+    pub(super) peer: PeerId,
+    pub(super) address: Multiaddr,
+    dialed: bool,
+    since: Instant,
+    pub(super) admitted_by: Option<KeyId>,
+    pub(super) vitals: Arc<Vitals>,
+    session: Option<AbortHandle>,
+    /// Set once both sides greeted.
+    pub(super) up: Option<Up>,
+}
+
+/// A connection that carries the link.
+pub(super) struct Up {
+    link: Link,
+    control: ControlSender,
+    /// How often the peer's network key was rotated, as far as it told.
+    pub(super) key_epoch: u64,
+}
+
+/// What is kept of a peer from one connection to the next.
+#[derive(Default)]
+pub(super) struct Remote {
+    inlet: Arc<Inlet>,
+    /// What the last link left undone, until the peer tells how far it had got.
+    remains: Option<Remains>,
+}
+
+impl Connection {
+    pub(super) fn abort(&self) {
+        if let Some(session) = &self.session {
+            session.abort();
+        }
+        if let Some(up) = &self.up {
+            up.link.close();
+        }
+    }
+}
+
+impl Actor {
+    pub(super) fn on_connected(&mut self, peer: libp2p::PeerId, id: ConnectionId, endpoint: &ConnectedPoint) {
+        let Some(peer) = from_libp2p(&peer) else { return self.close(id) };
+        let address = endpoint.get_remote_address().clone();
+        let dial = self.dials.remove(&id);
+        self.dialer.linked(peer, dial.as_ref().map(|dial| (dial, &address)), self.now);
+        let admitted_by = self.admitted.latest(&peer);
+        debug!(%peer, %address, dialed = endpoint.is_dialer(), "connected");
+        let connection = Connection {
+            peer,
+            address,
+            dialed: endpoint.is_dialer(),
+            since: self.now,
+            admitted_by,
+            vitals: Arc::default(),
+            session: None,
+            up: None,
+        };
+        self.connections.insert(id, connection);
+        if !self.still_accepted(admitted_by) {
+            self.close(id);
+        }
+    }
+
+    /// A connection's streams can be used: the lower id decides whether they are.
+    pub(super) fn on_streams(&mut self, streams::Connection { peer, connection, streams }: streams::Connection) {
+        let Some(peer) = from_libp2p(&peer) else { return };
+        // The swarm reports connections before their behaviours do.
+        let Some(new) = self.connections.get(&connection) else { return self.close(connection) };
+        if self.leaving.is_some() {
+            return self.close(connection);
+        }
+        let leads = self.me < peer;
+        if leads && let Some((old, since)) = self.in_use(peer, connection) {
+            if new.dialed || self.now.saturating_duration_since(since) < RACE {
+                return self.close(connection);
+            }
+            debug!(%peer, "the peer dialled anew: its old connection must be dead");
+            self.end(old, DownReason::Closed);
+        }
+        self.start_session(peer, connection, streams, leads);
+    }
+
+    /// The connection to the peer that has or will have the link, other than this one.
+    fn in_use(&self, peer: PeerId, except: ConnectionId) -> Option<(ConnectionId, Instant)> {
+        let used = |(id, connection): &(&ConnectionId, &Connection)| {
+            connection.peer == peer && **id != except && connection.session.is_some()
+        };
+        self.connections.iter().find(used).map(|(id, connection)| (*id, connection.since))
+    }
+
+    fn start_session(&mut self, peer: PeerId, id: ConnectionId, streams: ConnectionStreams, leads: bool) {
+        /// Epochs only grow in the life of a process, whatever connections come and go.
+        static EPOCH: AtomicU64 = AtomicU64::new(1);
+        let inlet = Arc::clone(&self.remotes.entry(peer).or_default().inlet);
+        let Some(connection) = self.connections.get_mut(&id) else { return };
+        let start = Start {
+            peer,
+            connection: id,
+            streams,
+            leads,
+            record: self.engine.own().bytes().clone(),
+            key_epoch: self.config.ring.epoch(),
+            inlet,
+            epoch: EPOCH.fetch_add(1, Ordering::Relaxed),
+            limits: self.config.limits,
+            max_message: self.config.max_message,
+            vitals: Arc::clone(&connection.vitals),
+            edition: self.edition.subscribe(),
+            receiver: (self.config.receiver)(peer),
+            events: self.sessions.clone(),
+        };
+        connection.session = Some(tokio::spawn(session::run(start)).abort_handle());
+    }
+
+    pub(super) fn on_session_event(&mut self, id: ConnectionId, event: SessionEvent) {
+        let Some(peer) = self.connections.get(&id).map(|connection| connection.peer) else { return };
+        match event {
+            SessionEvent::Up { hello, record, link, control } => self.on_up(id, &hello, record, link, control),
+            SessionEvent::Edition(edition) => self.engine.current_edition(peer, edition),
+            SessionEvent::Heard(control) => self.on_control(id, peer, *control),
+            SessionEvent::Ended { why, remains } => {
+                match &why {
+                    Ended::Bye(_) | Ended::Version { .. } => warn!(%peer, reason = %why, "the link ended"),
+                    why => debug!(%peer, reason = why as &dyn std::error::Error, "the link ended"),
+                }
+                if let (Some(remains), Some(connection)) = (remains, self.connections.get(&id))
+                    && connection.up.is_some()
+                {
+                    self.remotes.entry(peer).or_default().remains = Some(remains);
+                }
+                self.end(id, why.reason());
+            }
+        }
+    }
+
+    fn on_up(&mut self, id: ConnectionId, hello: &Hello, record: SignedRecord, link: Link, control: ControlSender) {
+        let peer = record.peer();
+        // The other side decided for this connection.
+        let others: Vec<ConnectionId> =
+            self.connections.iter().filter(|(other, c)| c.peer == peer && **other != id).map(|(other, _)| *other).collect();
+        others.into_iter().for_each(|other| self.end(other, DownReason::Closed));
+        let Some(connection) = self.connections.get_mut(&id) else { return };
+        connection.up = Some(Up { link: link.clone(), control: control.clone(), key_epoch: hello.key_epoch });
+        if self.config.ring.excludes(&record.record().identity) {
+            return self.shut_out(id);
+        }
+        if let Some(remains) = self.remotes.entry(peer).or_default().remains.take() {
+            // Whoever read another stream last has read nothing of this one.
+            let arrived = hello.received.filter(|received| received.epoch == remains.epoch);
+            let in_flight = remains.taken.saturating_sub(arrived.map_or(0, |received| received.messages));
+            self.lost_messages(peer, remains.unsent, in_flight, true);
+        }
+        self.links.insert(peer, link, control);
+        let addresses: Vec<Multiaddr> =
+            record.record().addresses.iter().filter_map(|text| text.parse().ok()).collect();
+        self.engine.linked(record, self.now);
+        if self.config.kad {
+            let behaviour = self.swarm.behaviour_mut();
+            addresses.into_iter().take(4).for_each(|address| {
+                behaviour.kad.add_address(&to_libp2p(peer), address);
+            });
+            let soon = self.now + KAD_AFTER_CHANGE;
+            self.kad_due = Some(self.kad_due.map_or(soon, |due| due.min(soon)));
+        }
+        self.compare_keys(id);
+    }
+
+    fn on_control(&mut self, id: ConnectionId, peer: PeerId, control: Control) {
+        match control {
+            Control::Digest { known, answer } => {
+                let known = known.into_iter().map(Known::from).collect();
+                self.engine.heard(peer, Say::Digest { known, answer }, self.now);
+            }
+            Control::Want(peers) => self.engine.heard(peer, Say::Want(peers), self.now),
+            Control::Records(records) => {
+                let mut read = Vec::with_capacity(records.len());
+                for (millis, bytes) in records {
+                    match read_record(&bytes) {
+                        Ok(signed) => read.push((age(millis), signed)),
+                        Err(error) => drop(self.bad_record(peer, &error.to_string())),
+                    }
+                }
+                self.engine.heard(peer, Say::Records(read), self.now);
+            }
+            Control::NewKey(new) => self.on_new_key(id, &new),
+            Control::KeyHeld { epoch } => self.on_key_held(id, epoch),
+            // Greetings come once, and the rest never leaves the session.
+            Control::Hello(_) | Control::Beat(_) | Control::Pause { .. } | Control::Resume { .. } | Control::Bye { .. } => {
+                debug!(%peer, "a control message out of place");
+                self.end(id, DownReason::Closed);
+            }
+        }
+    }
+
+    /// Says something to a peer, if it is linked.
+    pub(super) fn tell(&mut self, peer: PeerId, message: &Control) {
+        let up = |(id, connection): (&ConnectionId, &Connection)| {
+            connection.up.as_ref().filter(|_| connection.peer == peer).map(|up| (*id, up.control.clone()))
+        };
+        let Some((id, control)) = self.connections.iter().find_map(up) else { return };
+        if !control.say(message) {
+            info!(%peer, "the peer does not read what it is told: the link is closed");
+            self.end(id, DownReason::Silent);
+        }
+    }
+
+    /// Ends what runs on a connection, and the connection.
+    pub(super) fn end(&mut self, id: ConnectionId, why: DownReason) {
+        let Some(connection) = self.connections.get_mut(&id) else { return };
+        if let Some(session) = connection.session.take() {
+            session.abort();
+        }
+        let (peer, up) = (connection.peer, connection.up.take());
+        if let Some(up) = up {
+            let remains = up.link.close();
+            let remote = self.remotes.entry(peer).or_default();
+            remote.remains.get_or_insert(remains);
+            self.counts.links_lost += 1;
+            self.links.remove(peer);
+            self.swarm.behaviour_mut().kad.remove_peer(&to_libp2p(peer));
+            self.engine.lost(peer, why, self.now);
+        }
+        self.close(id);
+    }
+
+    fn close(&mut self, id: ConnectionId) {
+        self.swarm.close_connection(id);
+    }
+
+    pub(super) fn on_disconnected(&mut self, peer: libp2p::PeerId, id: ConnectionId, left: u32) {
+        self.end(id, DownReason::Closed);
+        self.connections.remove(&id);
+        if let Some(peer) = from_libp2p(&peer)
+            && left == 0
+        {
+            self.dialer.lost(peer, self.now, &mut self.rng);
+            let left = self.engine.view().signed(peer).is_some_and(|signed| signed.record().leaving);
+            if left {
+                self.dialer.forget(peer);
+            }
+        }
+    }
+
+    /// Nothing was heard of the peer for long, or it said goodbye: what is kept of it goes.
+    pub(super) fn forget(&mut self, peer: PeerId) {
+        if let Some(remains) = self.remotes.remove(&peer).and_then(|remote| remote.remains) {
+            self.lost_messages(peer, remains.unsent, remains.taken, false);
+        }
+    }
+
+    fn lost_messages(&mut self, peer: PeerId, unsent: u64, in_flight: u64, exact: bool) {
+        if unsent + in_flight > 0 {
+            self.happened(What::MessagesLost { peer, unsent, in_flight, exact });
+        }
+    }
+
+    pub(super) fn cut(&mut self, peer: PeerId) {
+        let ids: Vec<ConnectionId> =
+            self.connections.iter().filter(|(_, connection)| connection.peer == peer).map(|(id, _)| *id).collect();
+        ids.into_iter().for_each(|id| self.end(id, DownReason::Closed));
+    }
+
+    /// Says why, and closes the connection of a peer that is not welcome any more.
+    pub(super) fn shut_out(&mut self, id: ConnectionId) {
+        let Some(connection) = self.connections.get(&id) else { return };
+        info!(peer = %connection.peer, "shut out by a rotation of the network key");
+        if let Some(up) = &connection.up {
+            up.control.say(&Control::Bye { reason: SHUT_OUT.to_owned() });
+        }
+        self.closing.push((self.now + LAST_WORD, id));
+        if let Some(connection) = self.connections.get(&id) {
+            let peer = connection.peer;
+            self.links.remove(peer);
+            self.engine.lost(peer, DownReason::ShutOut, self.now);
+        }
+    }
+}
+
+/// Two connections that stand within this time of each other were dialled at the same time.
+const RACE: Duration = Duration::from_secs(4);
+/// After a change, others may still be arriving.
+const KAD_AFTER_CHANGE: Duration = Duration::from_secs(1);
+/// Time for the reason to reach who is shut out.
+const LAST_WORD: Duration = Duration::from_millis(200);
+const SHUT_OUT: &str = "the network key was rotated without this machine: it needs a new ticket (`meshd invite`)";

@@ -1,0 +1,246 @@
+//! The network: everything that names libp2p or mDNS. Upward it offers [`NetHandle`], [`Link`] and events.
+//!
+//! Two planes. The event loop ([`actor`]) owns the swarm and the engine and decides who is where; it publishes immutable
+//! routes. Senders read those and queue frames on links, and never wait for the loop.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+
+use tokio::sync::{broadcast, mpsc, oneshot, watch};
+use tokio::task::JoinHandle;
+
+mod actor;
+mod addresses;
+mod behaviour;
+mod command;
+mod connections;
+mod dialer;
+mod dialing;
+mod discovery;
+mod gate;
+mod link;
+mod peer_id;
+mod proof;
+mod rotation;
+mod session;
+mod streams;
+mod transport;
+
+pub(crate) use command::KeepAlive;
+pub use command::{RotateRefused, RotationError};
+pub(crate) use link::{Link, LinkLimits, MAX_ALIASES, MAX_INTRODUCED, Outgoing, Receive, Refused};
+pub use proof::WrongNetworkKey;
+pub(crate) use session::ControlSender;
+
+use self::command::Command;
+use crate::keys::{IdentityKey, KeyRing, Ticket};
+use crate::mesh::engine::LimitError;
+use crate::mesh::{
+    Event, Identity, KeyInfo, MeshName, NodeId, NodeName, PeerId, PeerInfo, Routes, Status, TopicFilter,
+};
+
+/// What a peer is started with.
+pub(crate) struct NetConfig {
+    pub(crate) mesh: MeshName,
+    pub(crate) ring: KeyRing,
+    pub(crate) identity: IdentityKey,
+    /// Name of the machine, as others are told.
+    pub(crate) host: String,
+    /// `<home>/<mesh>`, where rotated keys and the addresses of peers are kept. `None`: nothing is kept.
+    pub(crate) folder: Option<PathBuf>,
+    /// Addresses as people write them.
+    pub(crate) listen: Vec<String>,
+    pub(crate) bootstrap: Vec<String>,
+    /// Where peers of one host find each other. `None` switches that off.
+    pub(crate) runtime_dir: Option<PathBuf>,
+    pub(crate) mdns: bool,
+    pub(crate) kad: bool,
+    pub(crate) cache: bool,
+    pub(crate) limits: LinkLimits,
+    /// Most bytes in one message, either way.
+    pub(crate) max_message: usize,
+    /// Makes what reads the messages of one peer.
+    pub(crate) receiver: ReceiverFactory,
+}
+
+/// Makes the receiving end of one peer's data stream. It may ask the peer to pause by the [`ControlSender`].
+pub(crate) type ReceiverFactory = Box<dyn Fn(PeerId) -> Box<dyn Receive> + Send>;
+
+/// The links that stand, by peer.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Links(Arc<RwLock<HashMap<PeerId, (Link, ControlSender)>>>);
+
+impl Links {
+    pub(crate) fn get(&self, peer: PeerId) -> Option<Link> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).get(&peer).map(|(link, _)| link.clone())
+    }
+
+    pub(crate) fn control(&self, peer: PeerId) -> Option<ControlSender> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).get(&peer).map(|(_, control)| control.clone())
+    }
+
+    fn insert(&self, peer: PeerId, link: Link, control: ControlSender) {
+        self.0.write().unwrap_or_else(PoisonError::into_inner).insert(peer, (link, control));
+    }
+
+    fn remove(&self, peer: PeerId) {
+        self.0.write().unwrap_or_else(PoisonError::into_inner).remove(&peer);
+    }
+
+    fn all(&self) -> Vec<Link> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).values().map(|(link, _)| link.clone()).collect()
+    }
+}
+
+/// The peer, for those who use it. Cheap to clone. When the last one is dropped, the peer leaves the mesh.
+#[derive(Clone, Debug)]
+pub(crate) struct NetHandle {
+    me: PeerId,
+    commands: mpsc::Sender<Command>,
+    routes: watch::Receiver<Arc<Routes>>,
+    events: broadcast::Sender<Event>,
+}
+
+/// The peer has shut down.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the peer has shut down")]
+pub struct Closed;
+
+/// Why a peer could not start. Nothing was left running.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum NetError {
+    /// An address cannot be read.
+    #[error("{text:?} is not an address")]
+    Address {
+        /// The text.
+        text: String,
+        /// What would be right.
+        hint: &'static str,
+    },
+    /// An address cannot be listened on.
+    #[error("cannot listen on {address}")]
+    Listen {
+        /// Which.
+        address: String,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The encrypted transport could not be set up.
+    #[error("cannot set up the transport")]
+    Transport(#[source] Box<dyn std::error::Error + Send + Sync>),
+}
+
+impl NetError {
+    /// What to do about it.
+    #[must_use]
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::Address { hint, .. } => Some((*hint).to_owned()),
+            Self::Listen { source, .. } if source.kind() == std::io::ErrorKind::AddrInUse => {
+                Some("another program uses the port: choose another, or 0 for any that is free".into())
+            }
+            Self::Listen { .. } => Some("choose an address of this machine, or 0.0.0.0:0 for all of them".into()),
+            Self::Transport(_) => None,
+        }
+    }
+}
+
+/// Starts a peer. Gives its handle, its links, and the task of the event loop, which ends when the peer has left.
+///
+/// # Errors
+/// An address is nonsense or taken. Discovery that does not work is no error: the status says so.
+pub(crate) async fn start(config: NetConfig, links: Links) -> Result<(NetHandle, JoinHandle<()>), NetError> {
+    let (commands, inbox) = mpsc::channel(COMMANDS);
+    let (events, _) = broadcast::channel(EVENTS);
+    let (ready, listening) = oneshot::channel();
+    let (actor, me, routes) = actor::Actor::start(config, links, inbox, events.clone(), ready)?;
+    let task = tokio::spawn(actor.run());
+    // With no interface up there is no address to wait for.
+    let _ = tokio::time::timeout(FIRST_ADDRESS, listening).await;
+    Ok((NetHandle { me, commands, routes, events }, task))
+}
+
+impl NetHandle {
+    pub(crate) fn me(&self) -> PeerId {
+        self.me
+    }
+
+    /// Where sends go now.
+    pub(crate) fn routes(&self) -> &watch::Receiver<Arc<Routes>> {
+        &self.routes
+    }
+
+    /// What happens from now on.
+    pub(crate) fn events(&self) -> broadcast::Receiver<Event> {
+        self.events.subscribe()
+    }
+
+    /// Hosts a node until the [`KeepAlive`] is dropped.
+    pub(crate) async fn add_node(&self, name: NodeName) -> Result<Result<(NodeId, KeepAlive), LimitError>, Closed> {
+        let (keep, alive) = oneshot::channel();
+        let added = self.ask(|reply| Command::AddNode { name, alive, reply }).await?;
+        Ok(added.map(|id| (id, keep)))
+    }
+
+    /// Lets a node listen until the [`KeepAlive`] is dropped.
+    pub(crate) async fn listen(
+        &self,
+        node: u32,
+        filter: TopicFilter,
+    ) -> Result<Result<KeepAlive, LimitError>, Closed> {
+        let (keep, alive) = oneshot::channel();
+        let listening = self.ask(|reply| Command::Listen { node, filter, alive, reply }).await?;
+        Ok(listening.map(|()| keep))
+    }
+
+    pub(crate) async fn peers(&self) -> Result<Vec<PeerInfo>, Closed> {
+        self.ask(|reply| Command::Peers { reply }).await
+    }
+
+    pub(crate) async fn status(&self) -> Result<Status, Closed> {
+        self.ask(|reply| Command::Status { reply }).await
+    }
+
+    pub(crate) async fn keys(&self) -> Result<KeyInfo, Closed> {
+        self.ask(|reply| Command::Keys { reply }).await
+    }
+
+    pub(crate) async fn rotate(&self, grace: Duration, without: Vec<Identity>) -> Result<KeyInfo, RotationError> {
+        self.ask(|reply| Command::Rotate { grace, without, reply }).await.map_err(|Closed| RotationError::Closed)?
+    }
+
+    pub(crate) async fn reload_keys(&self) -> Result<(), RotationError> {
+        self.ask(|reply| Command::ReloadKeys { reply }).await.map_err(|Closed| RotationError::Closed)?
+    }
+
+    pub(crate) async fn invite(&self) -> Result<Ticket, Closed> {
+        self.ask(|reply| Command::Invite { reply }).await
+    }
+
+    /// Says goodbye to all and ends the event loop.
+    pub(crate) async fn leave(&self) {
+        let _ = self.ask(|reply| Command::Leave { reply }).await; // closed is what we want
+    }
+
+    /// Cuts the link with a peer, as a lost connection does.
+    #[cfg(test)]
+    pub(crate) async fn cut(&self, peer: PeerId) {
+        let _ = self.commands.send(Command::Cut { peer }).await;
+    }
+
+    async fn ask<T>(&self, command: impl FnOnce(oneshot::Sender<T>) -> Command) -> Result<T, Closed> {
+        let (reply, answer) = oneshot::channel();
+        self.commands.send(command(reply)).await.map_err(|_| Closed)?;
+        answer.await.map_err(|_| Closed)
+    }
+}
+
+/// Requests that wait for the event loop. When full, who asks waits.
+const COMMANDS: usize = 256;
+/// Events that a slow watcher may be behind. Beyond, it is told how many it missed.
+const EVENTS: usize = 4096;
+/// How long a start waits for the system to name an address.
+const FIRST_ADDRESS: Duration = Duration::from_millis(500);

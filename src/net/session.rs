@@ -1,0 +1,360 @@
+//! One connection that carries a link: the greeting, then the control stream, the beats, and the tasks that read and
+//! write data.
+//!
+//! The peer of the lower id decides which of several connections is used: it opens the control stream there and greets.
+//! The other answers on that stream. So both agree on one connection without negotiating.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use bytes::{Bytes, BytesMut};
+use libp2p::Stream;
+use libp2p::swarm::ConnectionId;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
+use tokio::sync::{Notify, mpsc, watch};
+use tokio::task::{JoinError, JoinSet};
+use tokio::time::{MissedTickBehavior, interval, sleep_until, timeout};
+use tokio_util::compat::{Compat, FuturesAsyncReadCompatExt};
+use tracing::debug;
+
+use super::link::{Inlet, Link, LinkError, LinkLimits, Receive, Remains};
+use super::streams::{ConnectionStreams, Lane, OpenError};
+use crate::mesh::{DownReason, Edition, PeerId, SignedRecord, Topic};
+use crate::wire::message::{
+    BadMessage, Beat, Control, Hello, MAX_CONTROL, PROTOCOL, decode, encode_block, read_record,
+};
+use crate::wire::{TooLong, split_block};
+
+/// What a session needs to know before it starts.
+pub(super) struct Start {
+    pub(super) peer: PeerId,
+    pub(super) connection: ConnectionId,
+    pub(super) streams: ConnectionStreams,
+    /// Whether this side greets first.
+    pub(super) leads: bool,
+    pub(super) record: Bytes,
+    pub(super) key_epoch: u64,
+    pub(super) inlet: Arc<Inlet>,
+    pub(super) epoch: u64,
+    pub(super) limits: LinkLimits,
+    pub(super) max_message: usize,
+    pub(super) vitals: Arc<Vitals>,
+    /// The edition of our own record, for our beats.
+    pub(super) edition: watch::Receiver<Edition>,
+    pub(super) receiver: Box<dyn Receive>,
+    pub(super) events: mpsc::Sender<(ConnectionId, SessionEvent)>,
+}
+
+/// What a session tells the event loop.
+#[derive(Debug)]
+pub(super) enum SessionEvent {
+    /// Both greeted: frames can be queued.
+    Up { hello: Box<Hello>, record: SignedRecord, link: Link, control: ControlSender },
+    /// The peer says something.
+    Heard(Box<Control>),
+    /// A beat came: the peer's record has this edition.
+    Edition(Edition),
+    /// It is over.
+    Ended { why: Ended, remains: Option<Remains> },
+}
+
+/// Why a session is over.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Ended {
+    #[error("the peer says: {0}")]
+    Bye(String),
+    #[error("silent for {SILENCE:?}")]
+    Silent,
+    #[error("no greeting within {GREETING:?}")]
+    NoGreeting,
+    #[error("version {theirs} of the protocol there, {PROTOCOL} here: run the same release of meshd on both machines")]
+    Version { theirs: u32 },
+    #[error("a greeting with somebody else's record")]
+    WrongRecord,
+    #[error("the connection closed")]
+    Closed,
+    #[error("could not open a stream")]
+    Open(#[from] OpenError),
+    #[error("the control stream failed")]
+    Io(#[from] std::io::Error),
+    #[error("a message that breaks the protocol")]
+    Bad(#[from] BadMessage),
+    #[error(transparent)]
+    TooLong(#[from] TooLong),
+    #[error("the data stream failed")]
+    Data(#[from] LinkError),
+    #[error("a task of the link panicked")]
+    Panicked,
+}
+
+impl Ended {
+    pub(super) fn reason(&self) -> DownReason {
+        match self {
+            Self::Silent | Self::NoGreeting => DownReason::Silent,
+            _ => DownReason::Closed,
+        }
+    }
+}
+
+/// Signs of life of one peer, and how far it is, as its sessions measure it.
+#[derive(Debug, Default)]
+pub(super) struct Vitals {
+    /// Milliseconds since the session began until something was last heard.
+    heard: AtomicU64,
+    /// Microseconds of the last round trip; 0 before the first.
+    rtt: AtomicU64,
+}
+
+impl Vitals {
+    pub(super) fn rtt(&self) -> Option<u64> {
+        Some(self.rtt.load(Ordering::Relaxed)).filter(|rtt| *rtt > 0)
+    }
+}
+
+/// Says things to one peer on its control stream. Cheap to clone.
+#[derive(Clone, Debug)]
+pub(crate) struct ControlSender {
+    blocks: mpsc::Sender<Bytes>,
+    pauses: Arc<Pauses>,
+}
+
+/// Changes of pauses that are not told yet: only the last per node and topic counts, so no queue is needed.
+#[derive(Debug, Default)]
+struct Pauses {
+    changed: Mutex<HashMap<(u32, Topic), bool>>,
+    there: Notify,
+}
+
+impl ControlSender {
+    /// Queues a message. `false`: the peer has not read for so long that the queue is full; its session should end.
+    pub(super) fn say(&self, message: &Control) -> bool {
+        !matches!(self.blocks.try_send(encode_block(message)), Err(mpsc::error::TrySendError::Full(_)))
+    }
+
+    /// Asks the peer to pause sending on a topic to one of our nodes, or to go on. Never lost, never waits.
+    pub(crate) fn set_paused(&self, node: u32, topic: Topic, paused: bool) {
+        self.pauses.changed.lock().unwrap_or_else(PoisonError::into_inner).insert((node, topic), paused);
+        self.pauses.there.notify_one();
+    }
+}
+
+/// Runs a session to its end and reports it. Aborting the task is another way to end it.
+pub(super) async fn run(start: Start) {
+    let (connection, events) = (start.connection, start.events.clone());
+    let mut link = None;
+    let Err(why) = live(start, &mut link).await;
+    let remains = link.map(|link| link.close());
+    // The event loop is gone only at shutdown, when nobody wants to know.
+    let _ = events.send((connection, SessionEvent::Ended { why, remains })).await;
+}
+
+async fn live(start: Start, up: &mut Option<Link>) -> Result<std::convert::Infallible, Ended> {
+    let Start { peer, connection, mut streams, leads, inlet, vitals, events, .. } = start;
+    let greeting = || {
+        // Composing the greeting ends the reading of any older stream: what we say we received stays true.
+        let received = inlet.freeze();
+        Control::Hello(Hello { protocol: PROTOCOL, record: start.record.clone(), key_epoch: start.key_epoch, received })
+    };
+    let greet = async {
+        if leads {
+            let mut lane = ControlLane::new(streams.opener.open(Lane::Control).await?);
+            lane.write(&encode_block(&greeting())).await?;
+            let hello = lane.hello().await?;
+            Ok::<_, Ended>((lane, hello))
+        } else {
+            let mut lane = loop {
+                match streams.incoming.recv().await.ok_or(Ended::Closed)? {
+                    (Lane::Control, stream) => break ControlLane::new(stream),
+                    (Lane::Data, _) => debug!(%peer, "a data stream before the greeting: dropped"),
+                }
+            };
+            let hello = lane.hello().await?;
+            lane.write(&encode_block(&greeting())).await?;
+            Ok((lane, hello))
+        }
+    };
+    let (mut lane, hello) = timeout(GREETING, greet).await.map_err(|_| Ended::NoGreeting)??;
+    let record = read_record(&hello.record)?;
+    if record.peer() != peer {
+        return Err(Ended::WrongRecord);
+    }
+
+    let record_edition = record.edition();
+    let link = Link::new(peer, start.epoch, start.limits);
+    *up = Some(link.clone());
+    let (blocks, mut outbox) = mpsc::channel(OUTBOX);
+    let control = ControlSender { blocks, pauses: Arc::default() };
+    let pauses = Arc::clone(&control.pauses);
+    let mut tasks: JoinSet<Result<(), Ended>> = JoinSet::new();
+    let (opener, writing) = (streams.opener.clone(), link.clone());
+    tasks.spawn(async move {
+        let stream = async { opener.open(Lane::Data).await.map(Stream::compat).map_err(std::io::Error::other) };
+        Ok(writing.write(stream).await?)
+    });
+    let mut receiver = Some(start.receiver);
+    let began = now();
+    let heard = |vitals: &Vitals| vitals.heard.store(millis(began), Ordering::Relaxed);
+    heard(&vitals);
+    let event = SessionEvent::Up { hello: Box::new(hello), record, link: link.clone(), control };
+    events.send((connection, event)).await.map_err(|_| Ended::Closed)?;
+
+    let mut echo: Option<(u64, Instant)> = None;
+    let mut known = record_edition;
+    let silence = sleep_until((began + SILENCE).into());
+    tokio::pin!(silence);
+    let mut pardoned = false;
+    let mut beat = interval(BEAT);
+    beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            block = lane.read() => {
+                heard(&vitals);
+                match decode(&block?)? {
+                    Control::Beat(beat) => {
+                        let arrived = now();
+                        if let Some(sent) = beat.echo {
+                            vitals.rtt.store(micros(began).saturating_sub(sent).max(1), Ordering::Relaxed);
+                        }
+                        echo = Some((beat.time, arrived));
+                        if std::mem::replace(&mut known, beat.edition) != beat.edition {
+                            let event = SessionEvent::Edition(beat.edition);
+                            events.send((connection, event)).await.map_err(|_| Ended::Closed)?;
+                        }
+                    }
+                    Control::Pause { node, topic } => link.set_paused(node, topic, true),
+                    Control::Resume { node, topic } => link.set_paused(node, topic, false),
+                    Control::Bye { reason } => return Err(Ended::Bye(reason)),
+                    other => {
+                        let event = SessionEvent::Heard(Box::new(other));
+                        events.send((connection, event)).await.map_err(|_| Ended::Closed)?;
+                    }
+                }
+            }
+            block = outbox.recv() => match block {
+                Some(block) => lane.write(&block).await?,
+                None => return Err(Ended::Closed),
+            },
+            () = pauses.there.notified() => {
+                let changed = std::mem::take(&mut *pauses.changed.lock().unwrap_or_else(PoisonError::into_inner));
+                for ((node, topic), paused) in changed {
+                    let message = if paused { Control::Pause { node, topic } } else { Control::Resume { node, topic } };
+                    lane.write(&encode_block(&message)).await?;
+                }
+            }
+            stream = streams.incoming.recv() => match stream {
+                Some((Lane::Data, stream)) => {
+                    // One data stream per session and direction.
+                    let Some(mut receiver) = receiver.take() else { return Err(Ended::Data(LinkError::OldEpoch)) };
+                    let (inlet, link, vitals) = (Arc::clone(&inlet), link.clone(), Arc::clone(&vitals));
+                    let max = start.max_message;
+                    tasks.spawn(async move {
+                        let heard = || vitals.heard.store(millis(began), Ordering::Relaxed);
+                        Ok(inlet.read(stream.compat(), max, &link, &mut *receiver, heard).await?)
+                    });
+                }
+                Some((Lane::Control, _)) => debug!(%peer, "a second control stream: dropped"),
+                None => return Err(Ended::Closed),
+            },
+            _ = beat.tick() => {
+                let echo = echo.take().map(|(time, arrived)| time + micros(arrived));
+                let beat = Beat { time: micros(began), echo, edition: *start.edition.borrow() };
+                lane.write(&encode_block(&Control::Beat(beat))).await?;
+            }
+            () = silence.as_mut() => {
+                let deadline = Duration::from_millis(vitals.heard.load(Ordering::Relaxed)) + SILENCE;
+                let late = now().saturating_duration_since(began).saturating_sub(deadline);
+                if late == Duration::ZERO {
+                    pardoned = false;
+                    silence.as_mut().reset((began + deadline).into());
+                } else if late > STALL && !pardoned {
+                    // It is us who were frozen, and what the peer said meanwhile may not be read yet.
+                    pardoned = true;
+                    silence.as_mut().reset((now() + STALL).into());
+                } else {
+                    return Err(Ended::Silent);
+                }
+            }
+            ended = tasks.join_next(), if !tasks.is_empty() => data_ended(ended)?,
+        }
+    }
+}
+
+fn data_ended(ended: Option<Result<Result<(), Ended>, JoinError>>) -> Result<(), Ended> {
+    match ended {
+        Some(Ok(Ok(()))) | None => Err(Ended::Closed),
+        Some(Ok(Err(why))) => Err(why),
+        Some(Err(_)) => Err(Ended::Panicked),
+    }
+}
+
+/// The control stream, in blocks.
+struct ControlLane {
+    stream: Compat<Stream>,
+    received: BytesMut,
+}
+
+impl ControlLane {
+    fn new(stream: Stream) -> Self {
+        Self { stream: stream.compat(), received: BytesMut::new() }
+    }
+
+    /// The next block. Nothing is lost when this is cancelled.
+    async fn read(&mut self) -> Result<Bytes, Ended> {
+        read_block(&mut self.stream, &mut self.received).await
+    }
+
+    async fn hello(&mut self) -> Result<Hello, Ended> {
+        match decode(&self.read().await?)? {
+            Control::Hello(hello) if hello.protocol == PROTOCOL => Ok(hello),
+            Control::Hello(hello) => Err(Ended::Version { theirs: hello.protocol }),
+            Control::Bye { reason } => Err(Ended::Bye(reason)),
+            _ => Err(Ended::Bad(BadMessage::Malformed("no greeting".into()))),
+        }
+    }
+
+    async fn write(&mut self, block: &[u8]) -> Result<(), Ended> {
+        let write = async {
+            self.stream.write_all(block).await?;
+            self.stream.flush().await
+        };
+        // A peer that does not read its control stream is as good as dead.
+        Ok(timeout(SILENCE, write).await.map_err(|_| Ended::Silent)??)
+    }
+}
+
+async fn read_block<S: AsyncRead + Unpin>(stream: &mut S, received: &mut BytesMut) -> Result<Bytes, Ended> {
+    loop {
+        if let Some(block) = split_block(received, MAX_CONTROL)? {
+            return Ok(block);
+        }
+        if stream.read_buf(received).await? == 0 {
+            return Err(Ended::Closed);
+        }
+    }
+}
+
+#[expect(clippy::disallowed_methods, reason = "round trips and silence are measured where frames come in")]
+fn now() -> Instant {
+    Instant::now()
+}
+
+fn millis(since: Instant) -> u64 {
+    now().saturating_duration_since(since).as_millis() as u64
+}
+
+fn micros(since: Instant) -> u64 {
+    now().saturating_duration_since(since).as_micros() as u64
+}
+
+/// Time between beats. One may be lost and the next late before a peer is given up.
+const BEAT: Duration = Duration::from_secs(1);
+/// Silence after which a peer is gone: a dead host is noticed within three seconds.
+const SILENCE: Duration = Duration::from_millis(2700);
+/// When the check for silence itself comes so late, this process was frozen or starved, not the peer.
+const STALL: Duration = Duration::from_millis(500);
+/// Time for both greetings.
+const GREETING: Duration = Duration::from_secs(4);
+/// Messages that wait for one control stream. A digest exchange with the largest view needs some dozens.
+const OUTBOX: usize = 1024;

@@ -1,0 +1,223 @@
+//! From settings to a running node.
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+
+use super::{Host, ListenError, ListenOptions, Node, Overflow};
+use crate::config::{Config, ConfigError};
+use crate::keys::{IdentityKey, KeyError, KeyRing, NetworkKey};
+use crate::mesh::{BadName, MeshName, NodeName};
+use crate::net::{self, LinkLimits, Links, NetConfig, NetError};
+use crate::protocol::pubsub::{Arrivals, PubSub};
+
+/// Describes a node, and starts it in a process of its own in the mesh.
+///
+/// It needs a network key: given, or found in a home.
+#[derive(Clone, Debug)]
+pub struct Builder {
+    name: String,
+    mesh: String,
+    key: Option<NetworkKey>,
+    home: Option<PathBuf>,
+    config: Option<Config>,
+    changes: Vec<Change>,
+}
+
+#[derive(Clone, Debug)]
+enum Change {
+    Listen(Vec<String>),
+    Bootstrap(Vec<String>),
+    RuntimeDir(PathBuf),
+    Local(bool),
+    Mdns(bool),
+    Kad(bool),
+}
+
+/// Why a node could not start. Nothing was left running.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StartError {
+    /// The name of the node or mesh is not one.
+    #[error(transparent)]
+    Name(#[from] BadName),
+    /// The settings in the home cannot be read.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// A key cannot be read or stored.
+    #[error(transparent)]
+    Key(#[from] KeyError),
+    /// No network key was given, and the home has none.
+    #[error("no network key for the mesh {0}")]
+    NoKey(MeshName),
+    /// An address is nonsense or taken.
+    #[error(transparent)]
+    Net(#[from] NetError),
+    /// The node could not be hosted.
+    #[error(transparent)]
+    Host(#[from] ListenError),
+}
+
+impl StartError {
+    /// What to do about it.
+    #[must_use]
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::Config(error) => Some(error.hint()),
+            Self::Key(error) => error.hint(),
+            Self::Net(error) => error.hint(),
+            Self::NoKey(_) => Some("make one with `meshd key new`, or join a mesh with `meshd join TICKET`".into()),
+            Self::Name(_) | Self::Host(_) => None,
+        }
+    }
+}
+
+impl Builder {
+    pub(super) fn new(name: String) -> Self {
+        Self { name, mesh: "default".into(), key: None, home: None, config: None, changes: Vec::new() }
+    }
+
+    /// The mesh to join, `default` if not called. The same key with another name is another mesh.
+    #[must_use]
+    pub fn mesh(mut self, mesh: impl Into<String>) -> Self {
+        self.mesh = mesh.into();
+        self
+    }
+
+    /// The network key of the mesh.
+    #[must_use]
+    pub fn key(mut self, key: NetworkKey) -> Self {
+        self.key = Some(key);
+        self
+    }
+
+    /// A home as the daemon has it: `<home>/<mesh>/key` and `config.toml`, `<home>/identity`. Without one, the node keeps
+    /// nothing on disk and has an identity for its lifetime.
+    #[must_use]
+    pub fn home(mut self, home: impl Into<PathBuf>) -> Self {
+        self.home = Some(home.into());
+        self
+    }
+
+    /// All settings at once, instead of those of the home.
+    #[must_use]
+    pub fn config(mut self, config: Config) -> Self {
+        self.config = Some(config);
+        self
+    }
+
+    /// Where to listen: `/ip4/0.0.0.0/tcp/0`, `192.168.1.7:4001`.
+    #[must_use]
+    pub fn listen<A: Into<String>>(self, addresses: impl IntoIterator<Item = A>) -> Self {
+        self.change(Change::Listen(addresses.into_iter().map(Into::into).collect()))
+    }
+
+    /// Peers to try first, where multicast does not reach.
+    #[must_use]
+    pub fn bootstrap<A: Into<String>>(self, addresses: impl IntoIterator<Item = A>) -> Self {
+        self.change(Change::Bootstrap(addresses.into_iter().map(Into::into).collect()))
+    }
+
+    /// Where peers of this host meet.
+    #[must_use]
+    pub fn runtime_dir(self, folder: impl Into<PathBuf>) -> Self {
+        self.change(Change::RuntimeDir(folder.into()))
+    }
+
+    /// Whether to find peers of this host through the runtime directory.
+    #[must_use]
+    pub fn local(self, on: bool) -> Self {
+        self.change(Change::Local(on))
+    }
+
+    /// Whether to find peers by multicast.
+    #[must_use]
+    pub fn mdns(self, on: bool) -> Self {
+        self.change(Change::Mdns(on))
+    }
+
+    /// Whether to take part in the distributed hash table.
+    #[must_use]
+    pub fn kad(self, on: bool) -> Self {
+        self.change(Change::Kad(on))
+    }
+
+    fn change(mut self, change: Change) -> Self {
+        self.changes.push(change);
+        self
+    }
+
+    /// Starts the node. When this returns, it listens and looks for others; it need not have met any yet.
+    ///
+    /// # Errors
+    /// See [`StartError`]. Ways of finding peers that do not work are no errors: [`Node::status`] tells of them.
+    pub async fn start(self) -> Result<Node, StartError> {
+        let (name, mesh) = (NodeName::new(&self.name)?, MeshName::new(&self.mesh)?);
+        let folder = self.home.as_ref().map(|home| home.join(mesh.as_str()));
+        let config = match (self.config, &folder) {
+            (Some(config), _) => config,
+            (None, Some(folder)) => Config::from_file(folder.join("config.toml"))?,
+            (None, None) => Config::default(),
+        };
+        let config = self.changes.into_iter().fold(config, |mut config, change| {
+            match change {
+                Change::Listen(addresses) => config.listen = addresses,
+                Change::Bootstrap(addresses) => config.bootstrap = addresses,
+                Change::RuntimeDir(folder) => config.runtime_dir = folder,
+                Change::Local(on) => config.discovery.local = on,
+                Change::Mdns(on) => config.discovery.mdns = on,
+                Change::Kad(on) => config.discovery.kad = on,
+            }
+            config
+        });
+        let stored = folder.as_ref().map(|folder| KeyRing::load(folder, &mesh)).transpose()?.flatten();
+        let ring = match (self.key, stored, &folder) {
+            // A rotation after the key was handed to the program is stored in the home, and holds.
+            (_, Some(ring), _) => ring,
+            (Some(key), None, Some(folder)) => KeyRing::create(folder, &mesh, key)?,
+            (Some(key), None, None) => KeyRing::new(mesh.clone(), key, 0),
+            (None, None, _) => return Err(StartError::NoKey(mesh)),
+        };
+        let identity = match &self.home {
+            Some(home) => IdentityKey::load_or_create(home.join("identity"))?,
+            None => IdentityKey::generate(),
+        };
+        let identity_name = identity.identity();
+        let limits = config.limits;
+        let host_name = host_name();
+        let links = Links::default();
+        let max_message = limits.message_bytes.get();
+        let pubsub =
+            Arc::new(PubSub::new(host_name.clone(), links.clone(), max_message, config.times.send_timeout));
+        let receiving = Arc::clone(&pubsub);
+        let net_config = NetConfig {
+            mesh: mesh.clone(),
+            ring,
+            identity,
+            host: host_name,
+            folder,
+            listen: config.listen,
+            bootstrap: config.bootstrap,
+            runtime_dir: config.discovery.local.then_some(config.runtime_dir),
+            mdns: config.discovery.mdns,
+            kad: config.discovery.kad,
+            cache: config.discovery.cache,
+            limits: LinkLimits { frames: limits.link_queue_messages.get(), bytes: limits.link_queue_bytes.get() },
+            max_message,
+            receiver: Box::new(move |peer| Box::new(Arrivals::new(Arc::clone(&receiving), peer))),
+        };
+        let (net, event_loop) = net::start(net_config, links).await?;
+        let listen_options = ListenOptions {
+            messages: limits.subscription_messages.get(),
+            bytes: limits.subscription_bytes.get(),
+            overflow: Overflow::default(),
+        };
+        let event_loop = Mutex::new(Some(event_loop));
+        let host = Host { net, pubsub, mesh, identity: identity_name, listen_options, event_loop };
+        Ok(Node::host(Arc::new(host), name).await?)
+    }
+}
+
+/// Name of this machine: a label for people.
+fn host_name() -> String {
+    rustix::system::uname().nodename().to_string_lossy().into_owned()
+}

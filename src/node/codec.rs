@@ -1,0 +1,73 @@
+//! Values to payloads and back. Decoding makes data, never runs anything.
+
+use bytes::Bytes;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde::de::value::{BytesDeserializer, Error as ValueError, StrDeserializer};
+
+use crate::mesh::{Codec, Message};
+use crate::protocol::pubsub::SendError;
+
+/// A payload is not what the receiver takes it for.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the payload is no such value: {0}")]
+pub struct DecodeError(String);
+
+pub(super) fn to_cbor<T: Serialize + ?Sized>(value: &T) -> Result<Bytes, SendError> {
+    let mut bytes = Vec::new();
+    ciborium::into_writer(value, &mut bytes).map_err(|error| SendError::Encode(error.to_string()))?;
+    Ok(bytes.into())
+}
+
+impl Message {
+    /// The content as a value of that type: CBOR and JSON by their structure, text as a string, bytes as bytes.
+    ///
+    /// # Errors
+    /// The content is no such value.
+    pub fn decode<T: DeserializeOwned>(&self) -> Result<T, DecodeError> {
+        match self.codec {
+            Codec::Cbor => ciborium::from_reader(&self.payload[..]).map_err(bad),
+            Codec::Json => serde_json::from_slice(&self.payload).map_err(bad),
+            Codec::Text => {
+                let text = std::str::from_utf8(&self.payload).map_err(bad)?;
+                T::deserialize(StrDeserializer::<ValueError>::new(text)).map_err(bad)
+            }
+            Codec::Bytes => T::deserialize(BytesDeserializer::<ValueError>::new(&self.payload)).map_err(bad),
+        }
+    }
+
+    /// The content as text, if it is text or JSON.
+    #[must_use]
+    pub fn text(&self) -> Option<&str> {
+        match self.codec {
+            Codec::Text | Codec::Json => std::str::from_utf8(&self.payload).ok(),
+            Codec::Bytes | Codec::Cbor => None,
+        }
+    }
+}
+
+fn bad(error: impl std::fmt::Display) -> DecodeError {
+    DecodeError(error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::mesh::{NodeId, NodeName, PeerId, Topic};
+
+    fn message(codec: Codec, payload: impl Into<Bytes>) -> Message {
+        let from = NodeId { peer: PeerId::from_bytes([0; 32]), index: 0 };
+        let (topic, from_name) = (Topic::new("t").unwrap(), NodeName::new("n").unwrap());
+        Message { topic, from, from_name, seq: 1, codec, payload: payload.into(), lagged: 0 }
+    }
+
+    #[test]
+    fn each_codec_gives_back_what_was_put_in() {
+        let cbor = to_cbor(&(1, "x")).unwrap_or_default();
+        assert_eq!(message(Codec::Cbor, cbor).decode(), Ok((1, "x".to_owned())));
+        assert_eq!(message(Codec::Json, "[1,\"x\"]").decode(), Ok((1, "x".to_owned())));
+        assert_eq!(message(Codec::Text, "x").decode(), Ok("x".to_owned()));
+        assert!(message(Codec::Text, "x").decode::<u32>().is_err());
+        assert!(message(Codec::Cbor, vec![0xff]).decode::<u32>().is_err());
+    }
+}

@@ -1,0 +1,381 @@
+//! Nodes: what a program uses to take part in a mesh.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use serde::Serialize;
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+use tracing::warn;
+
+mod builder;
+mod codec;
+mod events;
+mod publisher;
+mod subscription;
+
+pub use self::builder::{Builder, StartError};
+pub use self::codec::DecodeError;
+pub use self::events::Events;
+pub use self::publisher::Publisher;
+pub use self::subscription::{Subscription, WhileListened};
+pub use crate::protocol::pubsub::{SendError, SendOptions};
+pub use crate::protocol::subscription::{ListenOptions, Overflow};
+
+use crate::keys::Ticket;
+use crate::mesh::engine::LimitError;
+use crate::mesh::{
+    BadName, Codec, Identity, KeyInfo, MeshName, NodeId, NodeInfo, NodeName, PeerId, PeerInfo, SendReport, Status, Topic,
+    TopicFilter, TopicInfo,
+};
+use crate::net::{Closed, KeepAlive, NetHandle, RotationError};
+use crate::protocol::pubsub::{Outlet, PubSub};
+use crate::protocol::subscription::Inbox;
+
+/// A named participant in a mesh. Cheap to clone.
+///
+/// All nodes of one name are a group: a message goes to one of them. When the last handle of a node and its last
+/// subscription are dropped, the node ends; when the last node of a process ends, the process leaves the mesh.
+#[derive(Clone, Debug)]
+pub struct Node(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    id: NodeId,
+    name: NodeName,
+    host: Arc<Host>,
+    outlets: Mutex<HashMap<Topic, Arc<Outlet>>>,
+    _alive: KeepAlive,
+}
+
+/// What the nodes of one process share.
+#[derive(Debug)]
+struct Host {
+    net: NetHandle,
+    pubsub: Arc<PubSub>,
+    mesh: MeshName,
+    identity: Identity,
+    listen_options: ListenOptions,
+    event_loop: Mutex<Option<JoinHandle<()>>>,
+}
+
+/// Why a node does not listen, or is not hosted.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ListenError {
+    /// The filter or name is not one. Nothing changed.
+    #[error(transparent)]
+    Name(#[from] BadName),
+    /// A limit is reached. Nothing changed.
+    #[error(transparent)]
+    Limit(#[from] LimitError),
+    /// The peer has shut down.
+    #[error(transparent)]
+    Closed(#[from] Closed),
+}
+
+/// Why there is no round trip.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum PingError {
+    /// No link to that peer stands.
+    #[error("no link to {0}")]
+    NotLinked(PeerId),
+    /// No answer in that time.
+    #[error("no answer within {0:?}")]
+    TimedOut(Duration),
+}
+
+impl Node {
+    /// Describes a node to start: see [`Builder`].
+    pub fn builder(name: impl Into<String>) -> Builder {
+        Builder::new(name.into())
+    }
+
+    /// Which node this is.
+    #[must_use]
+    pub fn id(&self) -> NodeId {
+        self.0.id
+    }
+
+    /// Its name, which is its group.
+    #[must_use]
+    pub fn name(&self) -> &NodeName {
+        &self.0.name
+    }
+
+    /// The mesh that it is in.
+    #[must_use]
+    pub fn mesh(&self) -> &MeshName {
+        &self.0.host.mesh
+    }
+
+    /// The lasting identity of its home, or the one that this process made for itself.
+    #[must_use]
+    pub fn identity(&self) -> Identity {
+        self.0.host.identity
+    }
+
+    /// Hosts another node in the same process.
+    ///
+    /// # Errors
+    /// The name is not one, the process has 10,000 nodes, or it has left the mesh.
+    pub async fn sibling(&self, name: impl Into<String>) -> Result<Self, ListenError> {
+        Self::host(Arc::clone(&self.0.host), NodeName::new(name.into())?).await
+    }
+
+    async fn host(host: Arc<Host>, name: NodeName) -> Result<Self, ListenError> {
+        let (id, alive) = host.net.add_node(name.clone()).await??;
+        Ok(Self(Arc::new(Inner { id, name, host, outlets: Mutex::default(), _alive: alive })))
+    }
+
+    // Sending.
+
+    /// Sends a value, in CBOR, to one node of each group that listens to the topic.
+    ///
+    /// Waits up to `send_timeout` (1 s) for receivers whose queue is full, then drops the message for those alone. The
+    /// report says what happened; that nobody listens is no error.
+    ///
+    /// # Errors
+    /// The topic is not one, the value cannot be encoded or is too large: then nothing was sent.
+    ///
+    /// # Cancel safety
+    /// Dropped while it waits, the message stays sent to those who had room, and goes to nobody else.
+    pub async fn send<T: Serialize + ?Sized>(&self, topic: &str, value: &T) -> Result<SendReport, SendError> {
+        let payload = codec::to_cbor(value)?;
+        self.publish(topic, Codec::Cbor, payload, &SendOptions::default()).await
+    }
+
+    /// Sends bytes as they are. Otherwise like [`Node::send`].
+    ///
+    /// # Errors
+    /// As for [`Node::send`].
+    pub async fn send_bytes(&self, topic: &str, payload: impl Into<Bytes>) -> Result<SendReport, SendError> {
+        self.publish(topic, Codec::Bytes, payload.into(), &SendOptions::default()).await
+    }
+
+    /// Sends a text. Otherwise like [`Node::send`].
+    ///
+    /// # Errors
+    /// As for [`Node::send`].
+    pub async fn send_text(&self, topic: &str, text: impl Into<String>) -> Result<SendReport, SendError> {
+        self.publish(topic, Codec::Text, text.into().into(), &SendOptions::default()).await
+    }
+
+    /// Sends a payload that is encoded already, to whom and for how long the options say.
+    ///
+    /// # Errors
+    /// As for [`Node::send`].
+    pub async fn publish(
+        &self,
+        topic: &str,
+        codec: Codec,
+        payload: Bytes,
+        options: &SendOptions,
+    ) -> Result<SendReport, SendError> {
+        self.publisher(topic)?.publish(codec, payload, options).await
+    }
+
+    /// Sends a value only if somebody listens: the closure is not run otherwise.
+    ///
+    /// # Errors
+    /// As for [`Node::send`].
+    pub async fn send_with<T: Serialize>(&self, topic: &str, make: impl FnOnce() -> T) -> Result<SendReport, SendError> {
+        self.publisher(topic)?.send_with(make).await
+    }
+
+    /// What sends on one topic: resolved once, so the fast way to send often.
+    ///
+    /// # Errors
+    /// The topic is not one.
+    pub fn publisher(&self, topic: &str) -> Result<Publisher, SendError> {
+        let mut outlets = self.0.outlets.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(outlet) = outlets.get(topic) {
+            return Ok(Publisher::new(self.clone(), Arc::clone(outlet)));
+        }
+        if outlets.len() >= MAX_OUTLETS {
+            outlets.retain(|_, outlet| Arc::strong_count(outlet) > 1);
+        }
+        let topic = Topic::new(topic)?;
+        let routes = self.0.host.net.routes().clone();
+        let outlet = Arc::new(self.0.host.pubsub.outlet(topic.clone(), self.0.id, self.0.name.clone(), routes));
+        outlets.insert(topic, Arc::clone(&outlet));
+        Ok(Publisher::new(self.clone(), outlet))
+    }
+
+    // Listening.
+
+    /// Listens to all topics that the filter selects, with a queue of the configured size that drops the oldest.
+    ///
+    /// When this returns, this process sends to the subscription already, and linked peers within 50 ms.
+    ///
+    /// # Errors
+    /// The filter is not one, the node has 10,000 of them, or the process has left the mesh.
+    pub async fn listen(&self, filter: &str) -> Result<Subscription, ListenError> {
+        self.listen_with(filter, self.0.host.listen_options).await
+    }
+
+    /// Listens with a queue of one's own choice.
+    ///
+    /// # Errors
+    /// As for [`Node::listen`].
+    pub async fn listen_with(&self, filter: &str, options: ListenOptions) -> Result<Subscription, ListenError> {
+        let filter = TopicFilter::new(filter)?;
+        let inbox = Arc::new(Inbox::new(options));
+        // First the inbox, then the promise to others that it is there.
+        self.0.host.pubsub.inboxes().insert(self.0.id.index, filter.clone(), Arc::clone(&inbox));
+        let mut subscription = Subscription::new(self.clone(), filter.clone(), inbox);
+        subscription.hold(self.0.host.net.listen(self.0.id.index, filter).await??);
+        Ok(subscription)
+    }
+
+    // Looking around.
+
+    /// All nodes that can be reached, those of this process included.
+    #[must_use]
+    pub fn nodes(&self) -> Vec<NodeInfo> {
+        let routes = Arc::clone(&self.0.host.net.routes().borrow());
+        let mut nodes: Vec<NodeInfo> = routes
+            .records()
+            .flat_map(|record| {
+                record.nodes.iter().map(|node| NodeInfo {
+                    id: NodeId { peer: record.peer, index: node.index },
+                    name: node.name.clone(),
+                    host: record.host.clone(),
+                    filters: node.filters.clone(),
+                    services: node.services.clone(),
+                })
+            })
+            .collect();
+        nodes.sort_unstable_by(|a, b| (&a.name, a.id).cmp(&(&b.name, b.id)));
+        nodes
+    }
+
+    /// All filters that somebody listens with, and who.
+    #[must_use]
+    pub fn topics(&self) -> Vec<TopicInfo> {
+        let mut topics: std::collections::BTreeMap<TopicFilter, TopicInfo> = std::collections::BTreeMap::new();
+        for node in self.nodes() {
+            let mut filters = node.filters;
+            filters.sort_unstable();
+            filters.dedup();
+            for filter in filters {
+                let info = TopicInfo { filter: filter.clone(), groups: Vec::new(), nodes: 0 };
+                let info = topics.entry(filter).or_insert(info);
+                info.nodes += 1;
+                if info.groups.last() != Some(&node.name) {
+                    info.groups.push(node.name.clone()); // nodes come in order of name
+                }
+            }
+        }
+        topics.into_values().collect()
+    }
+
+    /// All linked peers.
+    ///
+    /// # Errors
+    /// The process has left the mesh.
+    pub async fn peers(&self) -> Result<Vec<PeerInfo>, Closed> {
+        self.0.host.net.peers().await
+    }
+
+    /// This peer, all in one.
+    ///
+    /// # Errors
+    /// The process has left the mesh.
+    pub async fn status(&self) -> Result<Status, Closed> {
+        let mut status = self.0.host.net.status().await?;
+        let (sent, received, dropped) = self.0.host.pubsub.counts();
+        status.counts.sent = sent;
+        status.counts.received = received;
+        status.counts.dropped += dropped;
+        Ok(status)
+    }
+
+    /// What happens in the mesh from now on.
+    #[must_use]
+    pub fn events(&self) -> Events {
+        Events::new(self.0.host.net.events())
+    }
+
+    /// Measures one round trip over the link to a peer.
+    ///
+    /// # Errors
+    /// There is no link, or no answer in time.
+    pub async fn ping(&self, peer: PeerId, patience: Duration) -> Result<Duration, PingError> {
+        if peer == self.0.id.peer {
+            return Ok(Duration::ZERO);
+        }
+        let pubsub = &self.0.host.pubsub;
+        let link = pubsub.links().get(peer).ok_or(PingError::NotLinked(peer))?;
+        pubsub.pings().ping(&link, patience).await.ok_or(PingError::TimedOut(patience))
+    }
+
+    // Keys.
+
+    /// Which network keys are in use.
+    ///
+    /// # Errors
+    /// The process has left the mesh.
+    pub async fn keys(&self) -> Result<KeyInfo, Closed> {
+        self.0.host.net.keys().await
+    }
+
+    /// Makes a new network key and hands it to all linked peers but those of the identities `without`.
+    ///
+    /// The previous key opens the door until `grace` is over, and who comes in by it is given the new one. Without grace,
+    /// who is not linked now needs a new ticket.
+    ///
+    /// # Errors
+    /// Identities are excluded although the old key goes on to hold, or the keys cannot be stored.
+    pub async fn rotate_key(&self, grace: Duration, without: &[Identity]) -> Result<KeyInfo, RotationError> {
+        self.0.host.net.rotate(grace, without.to_vec()).await
+    }
+
+    /// Reads the network keys from the home again.
+    ///
+    /// # Errors
+    /// There is no home, or its keys cannot be read; the keys in use then stay.
+    pub async fn reload_keys(&self) -> Result<(), RotationError> {
+        self.0.host.net.reload_keys().await
+    }
+
+    /// A ticket: what another machine needs to join. It holds the network key.
+    ///
+    /// # Errors
+    /// The process has left the mesh.
+    pub async fn invite(&self) -> Result<Ticket, Closed> {
+        self.0.host.net.invite().await
+    }
+
+    /// Leaves the mesh with all nodes of this process: what is queued goes out, others are told, subscriptions end. Takes
+    /// 5 s at most.
+    pub async fn shutdown(self) {
+        let host = &self.0.host;
+        let event_loop = host.event_loop.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if timeout(SHUTDOWN, host.net.leave()).await.is_err() {
+            warn!("the peer was stopped before it had said goodbye");
+        }
+        if let Some(mut event_loop) = event_loop {
+            match timeout(SHUTDOWN, &mut event_loop).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => warn!(%error, "the event loop failed"),
+                Err(_) => event_loop.abort(),
+            }
+        }
+        host.pubsub.inboxes().finish();
+    }
+
+    /// Cuts the link with a peer, as a lost connection does.
+    #[cfg(test)]
+    pub(crate) async fn cut(&self, peer: PeerId) {
+        self.0.host.net.cut(peer).await;
+    }
+}
+
+/// Topics whose numbering a node keeps. Beyond, those without a [`Publisher`] start again at 1.
+const MAX_OUTLETS: usize = 1 << 14;
+/// Time for a goodbye.
+const SHUTDOWN: Duration = Duration::from_millis(4500);

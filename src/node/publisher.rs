@@ -1,0 +1,112 @@
+//! Sending on one topic.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use serde::Serialize;
+use tokio::time::timeout;
+
+use super::{Node, Subscription, WhileListened, codec};
+use crate::mesh::{Codec, SendReport, Target, Topic};
+use crate::protocol::pubsub::{Outlet, SendError, SendOptions};
+
+/// Sends on one topic. Cheap to clone; all clones of one node's publisher share its order and numbers.
+#[derive(Clone, Debug)]
+pub struct Publisher {
+    node: Node,
+    outlet: Arc<Outlet>,
+}
+
+impl Publisher {
+    pub(super) fn new(node: Node, outlet: Arc<Outlet>) -> Self {
+        Self { node, outlet }
+    }
+
+    /// The topic.
+    #[must_use]
+    pub fn topic(&self) -> &Topic {
+        self.outlet.topic()
+    }
+
+    /// Sends a value in CBOR: see [`Node::send`].
+    ///
+    /// # Errors
+    /// The value cannot be encoded or is too large.
+    pub async fn send<T: Serialize + ?Sized>(&self, value: &T) -> Result<SendReport, SendError> {
+        self.publish(Codec::Cbor, codec::to_cbor(value)?, &SendOptions::default()).await
+    }
+
+    /// Sends bytes as they are: see [`Node::send`].
+    ///
+    /// # Errors
+    /// They are too many.
+    pub async fn send_bytes(&self, payload: impl Into<Bytes>) -> Result<SendReport, SendError> {
+        self.publish(Codec::Bytes, payload.into(), &SendOptions::default()).await
+    }
+
+    /// Sends a value only if somebody listens: the closure is not run otherwise.
+    ///
+    /// # Errors
+    /// As for [`Publisher::send`].
+    pub async fn send_with<T: Serialize>(&self, make: impl FnOnce() -> T) -> Result<SendReport, SendError> {
+        if self.has_listeners() { self.send(&make()).await } else { Ok(SendReport::default()) }
+    }
+
+    /// Sends a payload that is encoded already, to whom and for how long the options say: see [`Node::send`].
+    ///
+    /// # Errors
+    /// The payload is too large.
+    pub async fn publish(&self, codec: Codec, payload: Bytes, options: &SendOptions) -> Result<SendReport, SendError> {
+        self.node.0.host.pubsub.send(&self.outlet, codec, &payload, options).await
+    }
+
+    /// Sends bytes to whom there is room for, without waiting; the others are in the report. `None`: another send on this
+    /// topic is waiting, and this one must not overtake it.
+    ///
+    /// # Errors
+    /// They are too many.
+    pub fn try_send(&self, payload: impl Into<Bytes>) -> Result<Option<SendReport>, SendError> {
+        self.node.0.host.pubsub.try_send(&self.outlet, Codec::Bytes, &payload.into(), &Target::default())
+    }
+
+    /// How many nodes listen now.
+    #[must_use]
+    pub fn listeners(&self) -> usize {
+        let routes = Arc::clone(&self.node.0.host.net.routes().borrow());
+        routes.resolve(self.topic(), "").groups.iter().map(|group| group.members.len()).sum()
+    }
+
+    /// Whether somebody listens now.
+    #[must_use]
+    pub fn has_listeners(&self) -> bool {
+        self.listeners() > 0
+    }
+
+    /// Waits until at least `count` nodes listen. Gives how many do, when that is so or when time is up.
+    pub async fn wait_for_listeners(&self, count: usize, patience: Duration) -> usize {
+        let mut routes = self.node.0.host.net.routes().clone();
+        let enough = async {
+            while self.listeners() < count && routes.changed().await.is_ok() {}
+        };
+        let _ = timeout(patience, enough).await; // either way, the count is the answer
+        self.listeners()
+    }
+
+    /// Listens to `upstream` only while somebody listens to this publisher's topic: a stage in a chain of stages costs
+    /// nothing while nobody wants its result.
+    #[must_use]
+    pub fn while_listened(&self, upstream: impl Into<String>) -> WhileListened {
+        WhileListened::new(self.clone(), upstream.into())
+    }
+
+    /// Waits until somebody listens, or nobody does any more.
+    pub(super) async fn listened(&self, wanted: bool) {
+        let mut routes = self.node.0.host.net.routes().clone();
+        while self.has_listeners() != wanted && routes.changed().await.is_ok() {}
+    }
+
+    pub(super) async fn listen(&self, filter: &str) -> Result<Subscription, super::ListenError> {
+        self.node.listen(filter).await
+    }
+}

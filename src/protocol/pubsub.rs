@@ -1,0 +1,571 @@
+//! Messages on topics: from a sending node along the routes to links and to nodes of this process, and from links into
+//! subscriptions.
+
+use std::collections::HashMap;
+use std::pin::pin;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use rand::SeedableRng;
+use rand::rngs::SmallRng;
+use tokio::sync::{Mutex as OrderedMutex, MutexGuard as OrderedGuard, watch};
+use tokio::time::{Instant, timeout_at};
+
+use super::ping::Pings;
+use super::subscription::{Inbox, Inboxes, Put};
+use crate::mesh::{Codec, DropReason, Message, NodeId, NodeName, PeerId, Routes, SendReport, Target, Topic, Turns};
+use crate::net::{Link, Links, MAX_ALIASES, MAX_INTRODUCED, Outgoing, Receive, Refused};
+use crate::wire::frame::{self, BadFrame};
+
+/// What all nodes of a peer share for sending and receiving.
+#[derive(Debug)]
+pub(crate) struct PubSub {
+    host: String,
+    links: Links,
+    inboxes: Inboxes,
+    pings: Pings,
+    turns: Mutex<HashMap<Topic, Arc<Mutex<Turns>>>>,
+    max_message: usize,
+    send_timeout: Duration,
+    sent: AtomicU64,
+    received: AtomicU64,
+    dropped: AtomicU64,
+}
+
+/// One node's sending on one topic: what makes its messages leave in order.
+#[derive(Debug)]
+pub(crate) struct Outlet {
+    topic: Topic,
+    from: NodeId,
+    from_name: NodeName,
+    routes: watch::Receiver<Arc<Routes>>,
+    turns: Arc<Mutex<Turns>>,
+    /// Held while a message is sent. A fair lock: who comes first sends first.
+    state: OrderedMutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    seq: u64,
+    plan: Plan,
+    rng: SmallRng,
+}
+
+/// A route with the links looked up. Holds for one snapshot of the routes.
+#[derive(Debug, Default)]
+struct Plan {
+    generation: Option<u64>,
+    route: crate::mesh::Route,
+    /// For each member of each group, in the order of the route.
+    ways: Vec<Vec<Way>>,
+}
+
+/// How a node is reached.
+#[derive(Clone, Debug)]
+enum Way {
+    /// In this process.
+    Here,
+    Link {
+        link: Link,
+        alias: u32,
+    },
+    /// Its link went down a moment ago; the routes will follow.
+    Down,
+}
+
+/// How one message is sent.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SendOptions {
+    /// To whom it goes.
+    pub target: Target,
+    /// How long a full link or subscription may hold it up before it is dropped for that node. `None`: as configured,
+    /// 1 s by default. Zero never waits.
+    pub timeout: Option<Duration>,
+}
+
+/// Why a message was not sent to anybody.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SendError {
+    /// It is larger than the mesh takes. Nothing was sent.
+    #[error("a message of {len} bytes, over the limit of {max}")]
+    TooLarge {
+        /// Its size in bytes.
+        len: usize,
+        /// The limit in bytes.
+        max: usize,
+    },
+    /// The topic is not one. Nothing was sent.
+    #[error(transparent)]
+    Topic(#[from] crate::mesh::BadName),
+    /// The value cannot be encoded. Nothing was sent.
+    #[error("the value cannot be encoded: {0}")]
+    Encode(String),
+    /// The peer has shut down.
+    #[error("the peer has shut down")]
+    Closed,
+}
+
+/// A message that is being sent.
+struct Sending<'a> {
+    pubsub: &'a PubSub,
+    outlet: &'a Outlet,
+    seq: u64,
+    codec: Codec,
+    payload: &'a Bytes,
+    report: SendReport,
+    waiting: Vec<Waiting>,
+}
+
+/// Nodes for which the message found no room yet.
+struct Waiting {
+    via: Via,
+    targets: Vec<u32>,
+    peer: PeerId,
+    why: DropReason,
+}
+
+enum Via {
+    Link(Link, u32),
+    Inbox(Arc<Inbox>),
+}
+
+impl PubSub {
+    pub(crate) fn new(host: String, links: Links, max_message: usize, send_timeout: Duration) -> Self {
+        Self {
+            host,
+            links,
+            inboxes: Inboxes::default(),
+            pings: Pings::default(),
+            turns: Mutex::default(),
+            max_message,
+            send_timeout,
+            sent: AtomicU64::new(0),
+            received: AtomicU64::new(0),
+            dropped: AtomicU64::new(0),
+        }
+    }
+
+    pub(crate) fn inboxes(&self) -> &Inboxes {
+        &self.inboxes
+    }
+
+    pub(crate) fn links(&self) -> &Links {
+        &self.links
+    }
+
+    pub(crate) fn pings(&self) -> &Pings {
+        &self.pings
+    }
+
+    /// Messages sent, received over links, and dropped, since the start.
+    pub(crate) fn counts(&self) -> (u64, u64, u64) {
+        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        (read(&self.sent), read(&self.received), read(&self.dropped))
+    }
+
+    /// What a node sends on a topic with.
+    pub(crate) fn outlet(
+        &self,
+        topic: Topic,
+        from: NodeId,
+        from_name: NodeName,
+        routes: watch::Receiver<Arc<Routes>>,
+    ) -> Outlet {
+        let turns = {
+            let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
+            if turns.len() >= MAX_TURNS {
+                turns.retain(|_, turns| Arc::strong_count(turns) > 1);
+            }
+            Arc::clone(turns.entry(topic.clone()).or_default())
+        };
+        let state = State { seq: 0, plan: Plan::default(), rng: SmallRng::from_rng(&mut rand::rng()) };
+        Outlet { topic, from, from_name, routes, turns, state: OrderedMutex::new(state) }
+    }
+
+    /// Sends one message, waiting for room at most as long as the options say.
+    ///
+    /// Cancelled while it waits, it stays sent to whom it was sent already, and goes to nobody else.
+    pub(crate) async fn send(
+        &self,
+        outlet: &Outlet,
+        codec: Codec,
+        payload: &Bytes,
+        options: &SendOptions,
+    ) -> Result<SendReport, SendError> {
+        self.check_size(payload)?;
+        let mut state = match outlet.state.try_lock() {
+            Ok(state) => state,
+            Err(_) => outlet.state.lock().await,
+        };
+        let mut sending = self.begin(outlet, &mut state, codec, payload, &options.target);
+        if !sending.waiting.is_empty() {
+            let timeout = options.timeout.unwrap_or(self.send_timeout);
+            sending.finish(timeout).await;
+        }
+        Ok(self.count(sending.report))
+    }
+
+    /// Sends one message to whom there is room for; the others are in the report. Never waits.
+    pub(crate) fn try_send(
+        &self,
+        outlet: &Outlet,
+        codec: Codec,
+        payload: &Bytes,
+        target: &Target,
+    ) -> Result<Option<SendReport>, SendError> {
+        self.check_size(payload)?;
+        let Ok(mut state) = outlet.state.try_lock() else { return Ok(None) };
+        let mut sending = self.begin(outlet, &mut state, codec, payload, target);
+        sending.give_up();
+        Ok(Some(self.count(sending.report)))
+    }
+
+    fn check_size(&self, payload: &Bytes) -> Result<(), SendError> {
+        if payload.len() > self.max_message {
+            return Err(SendError::TooLarge { len: payload.len(), max: self.max_message });
+        }
+        Ok(())
+    }
+
+    fn count(&self, report: SendReport) -> SendReport {
+        self.sent.fetch_add(report.sent as u64, Ordering::Relaxed);
+        if !report.dropped.is_empty() {
+            self.dropped.fetch_add(report.dropped.len() as u64, Ordering::Relaxed);
+        }
+        report
+    }
+
+    /// Chooses the receivers and gives the message to all that have room.
+    fn begin<'a>(
+        &'a self,
+        outlet: &'a Outlet,
+        state: &mut OrderedGuard<'_, State>,
+        codec: Codec,
+        payload: &'a Bytes,
+        target: &Target,
+    ) -> Sending<'a> {
+        let State { seq, plan, rng } = &mut **state;
+        self.refresh(outlet, plan);
+        *seq += 1;
+        let report = SendReport::default();
+        let mut sending = Sending { pubsub: self, outlet, seq: *seq, codec, payload, report, waiting: Vec::new() };
+        let mut turns = None; // locked only if there is a choice
+        let mut several: Vec<(NodeId, Way)> = Vec::new();
+        for (group, ways) in plan.route.groups.iter().zip(&plan.ways) {
+            match target {
+                Target::EachGroup => {}
+                Target::Group(name) if *name == group.name => {}
+                Target::Group(_) => continue,
+                Target::All | Target::Node(_) => {
+                    let wanted = |id: &NodeId| !matches!(target, Target::Node(node) if node != id);
+                    let members = group.members.iter().zip(ways).filter(|(member, _)| wanted(&member.id));
+                    several.extend(members.map(|(member, way)| (member.id, way.clone())));
+                    continue;
+                }
+            }
+            let first = if group.members.len() == 1 {
+                0
+            } else {
+                let turns = turns.get_or_insert_with(|| outlet.turns.lock().unwrap_or_else(PoisonError::into_inner));
+                turns.pick(group, rng)
+            };
+            // If the link of the chosen one just went down, the next of the group takes the message.
+            let alive = (0..ways.len()).map(|step| (first + step) % ways.len()).find(|at| ways[*at].is_up());
+            let at = alive.unwrap_or(first);
+            several.push((group.members[at].id, ways[at].clone()));
+        }
+        drop(turns);
+        sending.report.matched = several.len();
+        if let [(id, way)] = &several[..] {
+            sending.give(way, id.peer, &[id.index]); // nearly always
+        } else {
+            sending.give_all(several);
+        }
+        sending
+    }
+
+    /// Looks the route up again if routes have changed since.
+    fn refresh(&self, outlet: &Outlet, plan: &mut Plan) {
+        let routes = outlet.routes.borrow();
+        if plan.generation == Some(routes.generation()) {
+            return;
+        }
+        let route = routes.resolve(&outlet.topic, &self.host);
+        plan.generation = Some(routes.generation());
+        drop(routes);
+        let me = outlet.from.peer;
+        let mut ways: HashMap<PeerId, Way> = HashMap::new();
+        let mut way = |peer: PeerId| {
+            let find = || match self.links.get(peer) {
+                _ if peer == me => Way::Here,
+                Some(link) => Way::Link { alias: link.alias(&outlet.topic), link },
+                None => Way::Down,
+            };
+            ways.entry(peer).or_insert_with(find).clone()
+        };
+        plan.ways =
+            route.groups.iter().map(|group| group.members.iter().map(|member| way(member.id.peer)).collect()).collect();
+        outlet.turns.lock().unwrap_or_else(PoisonError::into_inner).retain(&route.groups);
+        plan.route = route;
+    }
+}
+
+impl Outlet {
+    pub(crate) fn topic(&self) -> &Topic {
+        &self.topic
+    }
+}
+
+impl Way {
+    fn is_up(&self) -> bool {
+        match self {
+            Self::Here => true,
+            Self::Link { link, .. } => !link.is_closed(),
+            Self::Down => false,
+        }
+    }
+}
+
+impl Sending<'_> {
+    /// Groups the receivers by peer, so that the message crosses each link once.
+    fn give_all(&mut self, mut receivers: Vec<(NodeId, Way)>) {
+        receivers.sort_unstable_by_key(|(id, _)| *id);
+        let mut rest = &receivers[..];
+        while let Some((first, way)) = rest.first() {
+            let same = rest.iter().take_while(|(id, _)| id.peer == first.peer).count().min(frame::MAX_TARGETS);
+            let targets: Vec<u32> = rest[..same].iter().map(|(id, _)| id.index).collect();
+            self.give(way, first.peer, &targets);
+            rest = &rest[same..];
+        }
+    }
+
+    /// Gives the message to nodes of one peer, or notes that it has to wait.
+    fn give(&mut self, way: &Way, peer: PeerId, targets: &[u32]) {
+        match way {
+            Way::Here => targets.iter().for_each(|target| self.give_here(*target)),
+            Way::Down => self.drop_for(peer, targets, DropReason::LinkDown),
+            Way::Link { link, alias } => match self.push(link, *alias, targets) {
+                Ok(()) => self.report.sent += targets.len(),
+                Err(Refused::Closed) => self.drop_for(peer, targets, DropReason::LinkDown),
+                // One node's pause is not the others'.
+                Err(Refused::Paused) if targets.len() > 1 => {
+                    targets.iter().for_each(|target| self.give(way, peer, &[*target]));
+                }
+                Err(refused) => {
+                    let why = if refused == Refused::Full { DropReason::LinkFull } else { DropReason::SubscriptionFull };
+                    let via = Via::Link(link.clone(), *alias);
+                    self.waiting.push(Waiting { via, targets: targets.to_vec(), peer, why });
+                }
+            },
+        }
+    }
+
+    fn give_here(&mut self, node: u32) {
+        let peer = self.outlet.from.peer;
+        let mut full = Vec::new();
+        for inbox in self.pubsub.inboxes.matching(node, &self.outlet.topic) {
+            match inbox.offer(self.message()) {
+                Put::Full => full.push(inbox),
+                Put::Dropped => drop(self.pubsub.dropped.fetch_add(1, Ordering::Relaxed)),
+                Put::Taken | Put::Closed => {}
+            }
+        }
+        if full.is_empty() {
+            self.report.sent += 1;
+        }
+        let why = DropReason::SubscriptionFull;
+        let waiting = full.into_iter().map(|inbox| Waiting { via: Via::Inbox(inbox), targets: vec![node], peer, why });
+        self.waiting.extend(waiting);
+    }
+
+    fn push(&self, link: &Link, alias: u32, targets: &[u32]) -> Result<(), Refused> {
+        link.try_push(&Outgoing {
+            topic: &self.outlet.topic,
+            alias,
+            from: self.outlet.from.index,
+            from_name: &self.outlet.from_name,
+            seq: self.seq,
+            codec: self.codec,
+            targets,
+            payload: self.payload,
+        })
+    }
+
+    fn message(&self) -> Message {
+        Message {
+            topic: self.outlet.topic.clone(),
+            from: self.outlet.from,
+            from_name: self.outlet.from_name.clone(),
+            seq: self.seq,
+            codec: self.codec,
+            payload: self.payload.clone(),
+            lagged: 0,
+        }
+    }
+
+    /// Waits for room, for all that wait together no longer than `timeout`.
+    async fn finish(&mut self, timeout: Duration) {
+        if timeout.is_zero() {
+            return self.give_up();
+        }
+        #[expect(clippy::disallowed_methods, reason = "the deadline of one send, read only when it has to wait")]
+        let deadline = Instant::now() + timeout;
+        for Waiting { via, targets, peer, mut why } in std::mem::take(&mut self.waiting) {
+            let given = loop {
+                let mut changed = match &via {
+                    Via::Link(link, _) => pin!(link.changed()),
+                    Via::Inbox(inbox) => pin!(inbox.room()),
+                };
+                changed.as_mut().enable();
+                match &via {
+                    Via::Link(link, alias) => match self.push(link, *alias, &targets) {
+                        Ok(()) => break true,
+                        Err(Refused::Closed) => {
+                            why = DropReason::LinkDown;
+                            break false;
+                        }
+                        Err(Refused::Full) => why = DropReason::LinkFull,
+                        Err(Refused::Paused) => why = DropReason::SubscriptionFull,
+                    },
+                    Via::Inbox(inbox) => match inbox.offer(self.message()) {
+                        Put::Full => {}
+                        Put::Taken | Put::Dropped | Put::Closed => break true,
+                    },
+                }
+                if timeout_at(deadline, changed).await.is_err() {
+                    break false;
+                }
+            };
+            if given {
+                self.report.sent += targets.len();
+            } else {
+                self.drop_for(peer, &targets, why);
+            }
+        }
+    }
+
+    fn give_up(&mut self) {
+        for Waiting { targets, peer, why, .. } in std::mem::take(&mut self.waiting) {
+            self.drop_for(peer, &targets, why);
+        }
+    }
+
+    fn drop_for(&mut self, peer: PeerId, targets: &[u32], why: DropReason) {
+        self.report.dropped.extend(targets.iter().map(|index| (NodeId { peer, index: *index }, why)));
+    }
+}
+
+/// What reads one peer's messages.
+pub(crate) struct Arrivals {
+    pubsub: Arc<PubSub>,
+    peer: PeerId,
+    /// Topics by alias, from 1.
+    topics: Vec<Arrived>,
+    names: HashMap<u32, NodeName>,
+    last_name: Option<(u32, NodeName)>,
+}
+
+/// A topic that a peer sends on, and where its messages go here.
+struct Arrived {
+    topic: Topic,
+    generation: u64,
+    inboxes: Vec<(u32, Vec<Arc<Inbox>>)>,
+}
+
+impl Arrivals {
+    pub(crate) fn new(pubsub: Arc<PubSub>, peer: PeerId) -> Self {
+        Self { pubsub, peer, topics: Vec::new(), names: HashMap::new(), last_name: None }
+    }
+
+    fn name(&mut self, index: u32) -> Result<NodeName, BadFrame> {
+        if let Some((last, name)) = &self.last_name
+            && *last == index
+        {
+            return Ok(name.clone());
+        }
+        let name = self.names.get(&index).ok_or(BadFrame::Unannounced)?.clone();
+        self.last_name = Some((index, name.clone()));
+        Ok(name)
+    }
+}
+
+impl Receive for Arrivals {
+    fn topic(&mut self, alias: u32, topic: Topic) -> Result<(), BadFrame> {
+        if alias as usize != self.topics.len() + 1 || self.topics.len() >= MAX_ALIASES {
+            return Err(BadFrame::Alias);
+        }
+        self.topics.push(Arrived::new(topic));
+        Ok(())
+    }
+
+    fn node(&mut self, index: u32, name: NodeName) {
+        // The sender starts over at the same count: see `Link`.
+        if self.names.len() >= MAX_INTRODUCED {
+            self.names.clear();
+        }
+        self.names.insert(index, name);
+        self.last_name = None;
+    }
+
+    fn message(&mut self, mut message: frame::Message) -> Result<(), BadFrame> {
+        self.pubsub.received.fetch_add(1, Ordering::Relaxed);
+        let from_name = self.name(message.head.from)?;
+        let mut inline;
+        let arrived = if let Some(topic) = message.topic.take() {
+            inline = Arrived::new(topic);
+            &mut inline
+        } else {
+            let at = (message.head.alias as usize).wrapping_sub(1);
+            self.topics.get_mut(at).ok_or(BadFrame::Unannounced)?
+        };
+        let received = Message {
+            topic: arrived.topic.clone(),
+            from: NodeId { peer: self.peer, index: message.head.from },
+            from_name,
+            seq: message.head.seq,
+            codec: message.head.codec,
+            payload: std::mem::take(&mut message.payload),
+            lagged: 0,
+        };
+        for node in message.targets() {
+            for inbox in arrived.inboxes(node, &self.pubsub.inboxes) {
+                let put = inbox.deliver(received.clone(), node, || self.pubsub.links.control(self.peer));
+                if put == Put::Dropped {
+                    self.pubsub.dropped.fetch_add(1, Ordering::Relaxed);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn pong(&mut self, nonce: u64) {
+        self.pubsub.pings.answered(nonce);
+    }
+}
+
+impl Arrived {
+    fn new(topic: Topic) -> Self {
+        Self { topic, generation: 0, inboxes: Vec::new() }
+    }
+
+    fn inboxes(&mut self, node: u32, all: &Inboxes) -> &[Arc<Inbox>] {
+        let generation = all.generation();
+        if self.generation != generation || self.inboxes.len() > MAX_CACHED_NODES {
+            self.inboxes.clear();
+            self.generation = generation;
+        }
+        let at = self.inboxes.iter().position(|(known, _)| *known == node).unwrap_or_else(|| {
+            self.inboxes.push((node, all.matching(node, &self.topic)));
+            self.inboxes.len() - 1
+        });
+        &self.inboxes[at].1
+    }
+}
+
+/// Topics whose turns are remembered after their last sender went. Beyond, those without a sender start over.
+const MAX_TURNS: usize = 1 << 14;
+/// Nodes whose inboxes are remembered per topic of a link.
+const MAX_CACHED_NODES: usize = 1024;

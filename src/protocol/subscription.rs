@@ -1,0 +1,340 @@
+//! What arrived for a node and was not taken yet: bounded, with a policy for when it is full.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::task::{Context, Poll};
+
+use futures::task::AtomicWaker;
+use serde::{Deserialize, Serialize};
+use tokio::sync::Notify;
+
+use crate::mesh::{Message, PeerId, Topic, TopicFilter};
+use crate::net::ControlSender;
+
+/// What happens to messages for a subscription whose queue is full. A slow subscription never slows another, whichever it
+/// has.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Overflow {
+    /// The oldest in the queue is dropped; the next message taken says how many were. For who wants the present.
+    #[default]
+    DropOldest,
+    /// The new message is dropped; the next that fits says how many were. For who wants what came first.
+    DropNewest,
+    /// Senders are told to pause on this topic for this node alone: their `send` waits for its timeout, then reports the
+    /// message as dropped. Nothing is lost silently. What is on its way already is still taken, beyond the limit.
+    Block,
+}
+
+/// How much a subscription holds, and what happens beyond.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ListenOptions {
+    /// Messages. More rides out longer pauses of the reader and holds more memory.
+    pub messages: usize,
+    /// Bytes of payload. One message is always taken, however large.
+    pub bytes: usize,
+    /// What happens when either is reached.
+    pub overflow: Overflow,
+}
+
+impl Default for ListenOptions {
+    fn default() -> Self {
+        Self { messages: 1024, bytes: 64 << 20, overflow: Overflow::default() }
+    }
+}
+
+/// The queue of one subscription.
+#[derive(Debug)]
+pub(crate) struct Inbox {
+    options: ListenOptions,
+    state: Mutex<State>,
+    reader: AtomicWaker,
+    /// Senders of this process wait here for room.
+    room: Notify,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    messages: VecDeque<Message>,
+    bytes: usize,
+    /// Dropped before the front of the queue; dropped behind its end.
+    lagged_front: u64,
+    lagged_back: u64,
+    paused: HashMap<(PeerId, u32, Topic), ControlSender>,
+    closed: bool,
+}
+
+/// What became of a message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Put {
+    /// It is in the queue.
+    Taken,
+    /// It is in the queue, and another was dropped for it; or it was dropped.
+    Dropped,
+    /// The queue is full and blocks: not taken. Only senders of this process are told so.
+    Full,
+    /// Nobody reads any more.
+    Closed,
+}
+
+impl Inbox {
+    pub(crate) fn new(options: ListenOptions) -> Self {
+        let options = ListenOptions { messages: options.messages.max(1), ..options };
+        Self { options, state: Mutex::default(), reader: AtomicWaker::new(), room: Notify::new() }
+    }
+
+    /// Takes a message of this process, unless the queue blocks.
+    pub(crate) fn offer(&self, message: Message) -> Put {
+        let mut state = self.state();
+        if self.options.overflow == Overflow::Block && self.is_full(&state) {
+            return if state.closed { Put::Closed } else { Put::Full };
+        }
+        self.put(&mut state, message)
+    }
+
+    /// Takes a message that came over a link. A queue that blocks asks the sender to pause when it is full.
+    pub(crate) fn deliver(&self, message: Message, node: u32, control: impl FnOnce() -> Option<ControlSender>) -> Put {
+        let mut state = self.state();
+        let (peer, topic) = (message.from.peer, message.topic.clone());
+        let put = self.put(&mut state, message);
+        if self.options.overflow == Overflow::Block && put == Put::Taken && self.is_full(&state) {
+            let key = (peer, node, topic);
+            if state.paused.len() < MAX_PAUSED
+                && !state.paused.contains_key(&key)
+                && let Some(control) = control()
+            {
+                control.set_paused(node, key.2.clone(), true);
+                state.paused.insert(key, control);
+            }
+        }
+        put
+    }
+
+    /// Waits for room after [`Put::Full`]. Enable before trying again.
+    pub(crate) fn room(&self) -> tokio::sync::futures::Notified<'_> {
+        self.room.notified()
+    }
+
+    /// The next message; ready with `None` when the inbox is closed and empty.
+    pub(crate) fn poll_next(&self, context: &mut Context<'_>) -> Poll<Option<Message>> {
+        if let Some(next) = self.try_next() {
+            return Poll::Ready(next);
+        }
+        self.reader.register(context.waker());
+        self.try_next().map_or(Poll::Pending, Poll::Ready)
+    }
+
+    /// The next message, if one is there.
+    pub(crate) fn try_next(&self) -> Option<Option<Message>> {
+        let mut state = self.state();
+        let Some(mut message) = state.messages.pop_front() else { return state.closed.then_some(None) };
+        state.bytes -= message.payload.len();
+        message.lagged += std::mem::take(&mut state.lagged_front);
+        if self.options.overflow == Overflow::Block && self.is_half_empty(&state) {
+            for ((_, node, topic), control) in state.paused.drain() {
+                control.set_paused(node, topic, false);
+            }
+            drop(state);
+            self.room.notify_waiters();
+        }
+        Some(Some(message))
+    }
+
+    /// Nobody reads any more: nothing is taken, nobody waits.
+    pub(crate) fn close(&self) {
+        let mut state = self.state();
+        state.closed = true;
+        state.messages.clear();
+        for ((_, node, topic), control) in state.paused.drain() {
+            control.set_paused(node, topic, false);
+        }
+        drop(state);
+        self.room.notify_waiters();
+        self.reader.wake();
+    }
+
+    /// What is there can still be read, then comes the end.
+    pub(crate) fn finish(&self) {
+        self.state().closed = true;
+        self.room.notify_waiters();
+        self.reader.wake();
+    }
+
+    pub(crate) fn is_closed(&self) -> bool {
+        self.state().closed
+    }
+
+    fn put(&self, state: &mut State, mut message: Message) -> Put {
+        if state.closed {
+            return Put::Closed;
+        }
+        let mut put = Put::Taken;
+        let blocks = self.options.overflow == Overflow::Block;
+        // Even what blocks has an end: a sender that does not pause must not fill the memory.
+        if if blocks { self.is_flooded(state) } else { self.is_full(state) || self.is_too_much(state, &message) } {
+            put = Put::Dropped;
+            if self.options.overflow == Overflow::DropNewest {
+                state.lagged_back += 1;
+                return put;
+            }
+            while !state.messages.is_empty() && (blocks || self.is_full(state) || self.is_too_much(state, &message)) {
+                if let Some(oldest) = state.messages.pop_front() {
+                    state.bytes -= oldest.payload.len();
+                    state.lagged_front += 1 + oldest.lagged;
+                }
+                if blocks {
+                    break;
+                }
+            }
+            if state.lagged_front == 0 {
+                put = Put::Taken; // one message over the byte limit is taken alone
+            }
+        }
+        message.lagged = std::mem::take(&mut state.lagged_back);
+        state.bytes += message.payload.len();
+        state.messages.push_back(message);
+        self.reader.wake();
+        put
+    }
+
+    fn is_full(&self, state: &State) -> bool {
+        state.messages.len() >= self.options.messages || state.bytes >= self.options.bytes
+    }
+
+    fn is_too_much(&self, state: &State, message: &Message) -> bool {
+        !state.messages.is_empty() && state.bytes + message.payload.len() > self.options.bytes
+    }
+
+    fn is_half_empty(&self, state: &State) -> bool {
+        state.messages.len() <= self.options.messages / 2 && state.bytes <= self.options.bytes / 2
+    }
+
+    fn is_flooded(&self, state: &State) -> bool {
+        state.messages.len() >= self.options.messages + FLOOD_MESSAGES || state.bytes >= 2 * self.options.bytes
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The inboxes of this peer's nodes.
+#[derive(Debug, Default)]
+pub(crate) struct Inboxes {
+    by_node: RwLock<HashMap<u32, Vec<(TopicFilter, Arc<Inbox>)>>>,
+    generation: AtomicU64,
+}
+
+impl Inboxes {
+    /// Differs after each change: what [`Inboxes::matching`] gave holds as long as this does.
+    pub(crate) fn generation(&self) -> u64 {
+        self.generation.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn insert(&self, node: u32, filter: TopicFilter, inbox: Arc<Inbox>) {
+        let mut by_node = self.by_node.write().unwrap_or_else(PoisonError::into_inner);
+        // Those that were closed go here, so that dropping a subscription takes no lock of all others.
+        by_node.retain(|_, inboxes| {
+            inboxes.retain(|(_, inbox)| !inbox.is_closed());
+            !inboxes.is_empty()
+        });
+        by_node.entry(node).or_default().push((filter, inbox));
+        self.generation.fetch_add(1, Ordering::Release);
+    }
+
+    /// Where messages on a topic for a node go.
+    pub(crate) fn matching(&self, node: u32, topic: &Topic) -> Vec<Arc<Inbox>> {
+        let by_node = self.by_node.read().unwrap_or_else(PoisonError::into_inner);
+        let inboxes = by_node.get(&node).into_iter().flatten();
+        inboxes.filter(|(filter, inbox)| filter.matches(topic) && !inbox.is_closed()).map(|(_, inbox)| Arc::clone(inbox)).collect()
+    }
+
+    /// What is there can still be read; then every subscription ends.
+    pub(crate) fn finish(&self) {
+        let by_node = self.by_node.read().unwrap_or_else(PoisonError::into_inner);
+        by_node.values().flatten().for_each(|(_, inbox)| inbox.finish());
+    }
+}
+
+/// What a queue that blocks takes beyond its limit: the frames that a link queues and a stream's window holds, of small
+/// messages, several times over.
+const FLOOD_MESSAGES: usize = 1 << 17;
+/// Senders and topics that one subscription pauses at a time.
+const MAX_PAUSED: usize = 1 << 16;
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::mesh::{Codec, NodeId, NodeName};
+
+    fn message(seq: u64, size: usize) -> Message {
+        Message {
+            topic: Topic::new("t").unwrap(),
+            from: NodeId { peer: PeerId::from_bytes([1; 32]), index: 0 },
+            from_name: NodeName::new("n").unwrap(),
+            seq,
+            codec: Codec::Bytes,
+            payload: Bytes::from(vec![0; size]),
+            lagged: 0,
+        }
+    }
+
+    fn inbox(messages: usize, bytes: usize, overflow: Overflow) -> Inbox {
+        Inbox::new(ListenOptions { messages, bytes, overflow })
+    }
+
+    fn taken(inbox: &Inbox) -> Vec<(u64, u64)> {
+        std::iter::from_fn(|| inbox.try_next().flatten()).map(|message| (message.seq, message.lagged)).collect()
+    }
+
+    #[test]
+    fn drop_oldest_keeps_the_newest_and_says_how_many_went() {
+        let inbox = inbox(3, 1000, Overflow::DropOldest);
+        let puts: Vec<Put> = (1..=5).map(|seq| inbox.offer(message(seq, 1))).collect();
+        assert_eq!(puts[2..], [Put::Taken, Put::Dropped, Put::Dropped]);
+        assert_eq!(taken(&inbox), [(3, 2), (4, 0), (5, 0)]);
+    }
+
+    #[test]
+    fn drop_newest_keeps_the_oldest_and_says_how_many_went() {
+        let inbox = inbox(2, 1000, Overflow::DropNewest);
+        (1..=5).for_each(|seq| drop(inbox.offer(message(seq, 1))));
+        assert_eq!(taken(&inbox), [(1, 0), (2, 0)]);
+        inbox.offer(message(6, 1));
+        assert_eq!(taken(&inbox), [(6, 3)]);
+    }
+
+    #[test]
+    fn block_refuses_until_half_is_taken() {
+        let inbox = inbox(2, 1000, Overflow::Block);
+        assert_eq!(inbox.offer(message(1, 1)), Put::Taken);
+        assert_eq!(inbox.offer(message(2, 1)), Put::Taken);
+        assert_eq!(inbox.offer(message(3, 1)), Put::Full);
+        inbox.try_next();
+        assert_eq!(inbox.offer(message(3, 1)), Put::Taken);
+        assert_eq!(taken(&inbox), [(2, 0), (3, 0)]);
+    }
+
+    #[test]
+    fn bytes_count_as_messages_do_and_one_large_message_fits_alone() {
+        let inbox = inbox(100, 10, Overflow::DropOldest);
+        assert_eq!(inbox.offer(message(1, 6)), Put::Taken);
+        assert_eq!(inbox.offer(message(2, 6)), Put::Dropped);
+        assert_eq!(taken(&inbox), [(2, 1)]);
+        assert_eq!(inbox.offer(message(3, 50)), Put::Taken);
+        assert_eq!(taken(&inbox), [(3, 0)]);
+    }
+
+    #[test]
+    fn what_arrived_can_be_read_after_the_end() {
+        let inbox = inbox(9, 100, Overflow::DropOldest);
+        inbox.offer(message(1, 1));
+        inbox.finish();
+        assert_eq!(inbox.offer(message(2, 1)), Put::Closed);
+        assert_eq!(inbox.try_next().flatten().map(|message| message.seq), Some(1));
+        assert_eq!(inbox.try_next(), Some(None));
+    }
+}

@@ -1,0 +1,115 @@
+//! Blocks of the local protocol over a Unix socket, for both ends of it: the daemon and its clients.
+
+use std::io;
+
+use bytes::BytesMut;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+
+use crate::wire::control::{self, Garbage};
+use crate::wire::{TooLong, split_block};
+
+/// Reads blocks. What was read of the next one is kept, so a reader that is interrupted loses nothing.
+#[derive(Debug)]
+pub(crate) struct BlockReader<R> {
+    from: R,
+    received: BytesMut,
+    max: usize,
+}
+
+/// Why no more blocks come.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum SocketError {
+    /// The connection broke, or ended within a block.
+    #[error("the connection broke")]
+    Io(#[from] io::Error),
+    /// The other end speaks another language.
+    #[error(transparent)]
+    Garbage(#[from] Garbage),
+    /// The other end says too much at once.
+    #[error(transparent)]
+    TooLong(#[from] TooLong),
+}
+
+impl<R: AsyncRead + Unpin> BlockReader<R> {
+    /// Reads from `from`; blocks of more than `max` bytes are an error.
+    pub(crate) fn new(from: R, max: usize) -> Self {
+        Self { from, received: BytesMut::new(), max }
+    }
+
+    /// Changes the limit for the blocks to come.
+    pub(crate) fn set_max(&mut self, max: usize) {
+        self.max = max;
+    }
+
+    /// The next value; `None` when the other end has closed.
+    ///
+    /// # Cancel safety
+    /// Nothing is lost if this is dropped.
+    pub(crate) async fn next<T: DeserializeOwned>(&mut self) -> Result<Option<T>, SocketError> {
+        loop {
+            if let Some(body) = split_block(&mut self.received, self.max)? {
+                return Ok(Some(control::decode(&body)?));
+            }
+            if self.received.capacity() - self.received.len() < READ_ROOM {
+                self.received.reserve(READ_ROOM);
+            }
+            if self.from.read_buf(&mut self.received).await? == 0 {
+                let cut = !self.received.is_empty();
+                return if cut { Err(io::Error::from(io::ErrorKind::UnexpectedEof).into()) } else { Ok(None) };
+            }
+        }
+    }
+}
+
+/// Writes one value.
+///
+/// # Cancel safety
+/// If this is dropped, the block may be written in part: close the connection.
+pub(crate) async fn write<T: Serialize>(to: &mut (impl AsyncWrite + Unpin), value: &T) -> Result<(), SocketError> {
+    to.write_all(&control::encode(value)?).await?;
+    Ok(())
+}
+
+/// Bytes to make room for before each read: many small blocks come in one.
+const READ_ROOM: usize = 16 * 1024;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::control::{Call, Request};
+
+    fn call(id: u64) -> Call {
+        Call { id, request: Request::Status }
+    }
+
+    #[tokio::test]
+    async fn blocks_arrive_in_order_until_the_end() {
+        let (mut near, far) = tokio::io::duplex(7); // smaller than a block: reads come in pieces
+        let writer = tokio::spawn(async move {
+            for id in 0..10 {
+                write(&mut near, &call(id)).await.unwrap();
+            }
+        });
+        let mut reader = BlockReader::new(far, 100);
+        for id in 0..10 {
+            assert_eq!(reader.next::<Call>().await.unwrap(), Some(call(id)));
+        }
+        assert_eq!(reader.next::<Call>().await.unwrap(), None);
+        writer.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_block_that_is_too_long_cut_or_garbage_is_an_error() {
+        for (bytes, expected) in [
+            (&[0, 0, 1, 0][..], "over the limit of 100"),
+            (&[0, 0, 0, 5, 1, 2], "connection broke"),
+            (&[0, 0, 0, 1, 0xff], "not a message"),
+        ] {
+            let mut reader = BlockReader::new(bytes, 100);
+            let error = reader.next::<Call>().await.unwrap_err().to_string();
+            assert!(error.contains(expected), "{error}");
+        }
+    }
+}
