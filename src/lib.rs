@@ -45,12 +45,16 @@
 //!
 //! The daemon `meshd` is this library behind a Unix socket; programs in other languages use that.
 
+#[doc(hidden)]
+pub mod cli;
 pub mod config;
+mod daemon;
 mod keys;
 mod mesh;
 mod net;
 mod node;
 mod protocol;
+mod socket;
 mod wire;
 
 pub use keys::{BadKey, IdentityKey, KeyError, NetworkKey, Ticket, TicketError};

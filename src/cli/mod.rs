@@ -137,7 +137,9 @@ fn start_logging(global: &Global, command: &Command, talk: Talk) {
         (false, Command::Run(_)) => LevelFilter::INFO,
         (false, _) => LevelFilter::WARN,
     };
-    let filter = Targets::new().with_default(LevelFilter::WARN).with_target("meshd", ours);
+    // What we build on warns of what is routine for us, such as a network without others in it yet.
+    let theirs = if global.verbose { LevelFilter::WARN } else { LevelFilter::ERROR };
+    let filter = Targets::new().with_default(theirs).with_target("meshd", ours);
     let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(talk.is_coloured());
     tracing_subscriber::registry().with(filter).with(lines).init();
 }

@@ -43,8 +43,8 @@ pub(super) async fn status(place: Place, out: &mut Output) -> Result<Exit, Troub
     facts.extend(status.addresses.into_iter().map(|address| ("address", address)));
     facts.extend(status.discovery.into_iter().map(|way| ("discovery", discovery(&way))));
     if status.foreign.refused > 0 || !status.foreign.addresses.is_empty() {
-        let addresses = status.foreign.addresses.join(", ");
-        facts.push(("foreign", format!("{} refused, of another mesh: {addresses}", status.foreign.refused)));
+        facts.push(("foreign", format!("{} connections refused", status.foreign.refused)));
+        facts.extend(status.foreign.addresses.into_iter().map(|address| ("foreign", format!("another mesh at {address}"))));
     }
     out.facts(&facts)?;
     Ok(Exit::Done)
