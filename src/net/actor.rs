@@ -20,12 +20,13 @@ use super::addresses::{is_loopback, is_public, parse, tcp_port, with_ports};
 use super::behaviour::{Behaviour, BehaviourEvent, members_topic};
 use super::command::{Alive, Command};
 use super::connections::{Connection, Remote};
-use super::dialer::{Dial, Dialer, DialerConfig};
+use super::dialer::{Dial, DialFailure, Dialer, DialerConfig};
+use super::dialing::failure_of;
 use super::discovery::local::SameHost;
 use super::discovery::mdns::{Mdns, MdnsConfig};
 use super::discovery::{Discovery, Found, Source, ip_of};
 use super::peer_id::{from_libp2p, to_libp2p};
-use super::proof::{AcceptedKeys, AdmittedBy, is_wrong_key};
+use super::proof::{AcceptedKeys, AdmittedBy};
 use super::session::SessionEvent;
 use super::{Links, NetConfig, NetError, transport};
 use crate::keys::{KeyRing, RunKey, Ticket};
@@ -330,10 +331,12 @@ impl Actor {
             }
             SwarmEvent::IncomingConnectionError { send_back_addr, error, .. } => {
                 debug!(from = %send_back_addr, %error, "a connection was refused");
-                if !matches!(error, ListenError::Denied { .. }) {
+                // Crowds are counted at the gate, and members whose connection broke are no strangers.
+                let failure = failure_of(&error);
+                if !matches!(error, ListenError::Denied { .. }) && failure != DialFailure::Unreachable {
                     self.refused += 1;
                 }
-                if is_wrong_key(&error) {
+                if failure == DialFailure::WrongKey {
                     self.foreign(&send_back_addr);
                 }
             }

@@ -5,6 +5,7 @@ use std::io::{self, ErrorKind};
 use std::time::{Duration, SystemTime};
 
 use libp2p::Multiaddr;
+use libp2p::core::upgrade::NegotiationError;
 use libp2p::swarm::dial_opts::{DialOpts, PeerCondition};
 use libp2p::swarm::{ConnectionId, DialError};
 use tracing::{debug, info};
@@ -14,7 +15,7 @@ use super::dialer::DialFailure;
 use super::discovery::local::SameHost;
 use super::discovery::{Found, Source, cache, ip_of};
 use super::peer_id::to_libp2p;
-use super::proof::is_wrong_key;
+use super::proof::{ProofError, below, is_wrong_key};
 use crate::mesh::What;
 
 impl Actor {
@@ -120,25 +121,25 @@ impl Actor {
     }
 }
 
-/// What an error of one address says of who is there.
-fn failure_of(error: &(dyn Error + 'static)) -> DialFailure {
+/// What a connection that failed says of who is there.
+///
+/// Whoever is not reached, or leaves in the middle, says nothing: only a clear answer that no peer gives counts against an
+/// address.
+pub(super) fn failure_of(error: &(dyn Error + 'static)) -> DialFailure {
     if is_wrong_key(error) {
         return DialFailure::WrongKey;
     }
-    let mut next = Some(error);
-    while let Some(error) = next {
-        let io = error.downcast_ref::<io::Error>();
-        match io.map(io::Error::kind) {
-            Some(ErrorKind::Other) | None => {}
-            Some(ErrorKind::InvalidData | ErrorKind::InvalidInput) => return DialFailure::Handshake,
+    let mut failure = DialFailure::Unreachable;
+    for error in std::iter::successors(Some(error), |error| below(*error)) {
+        if error.is::<NegotiationError>() || error.is::<ProofError>() {
+            failure = DialFailure::Handshake;
+        }
+        match error.downcast_ref::<io::Error>().map(io::Error::kind) {
+            None | Some(ErrorKind::Other | ErrorKind::InvalidData | ErrorKind::InvalidInput) => {}
             Some(_) => return DialFailure::Unreachable,
         }
-        next = match io.and_then(io::Error::get_ref) {
-            Some(inner) => Some(inner),
-            None => error.source(),
-        };
     }
-    DialFailure::Handshake
+    failure
 }
 
 /// File in the mesh's folder that keeps the addresses of the last run.
@@ -147,3 +148,53 @@ const CACHE: &str = "peers";
 const SCAN_EVERY: Duration = Duration::from_secs(2);
 /// Most addresses of other meshes that are told of; more are only counted.
 const MAX_FOREIGN_SEEN: usize = 1024;
+
+#[cfg(test)]
+mod tests {
+    use futures::StreamExt;
+    use libp2p::swarm::{Swarm, SwarmEvent, dummy};
+    use tokio::io::AsyncWriteExt;
+    use tokio::net::TcpListener;
+
+    use super::super::transport::kit;
+    use super::*;
+
+    /// What a dial to that address says of who is there.
+    async fn dialled(address: Multiaddr) -> DialFailure {
+        let mut swarm: Swarm<dummy::Behaviour> = kit::swarm(kit::keys(&[1]), |_| dummy::Behaviour);
+        swarm.dial(address).unwrap();
+        loop {
+            if let SwarmEvent::OutgoingConnectionError { error: DialError::Transport(errors), .. } = swarm.select_next_some().await {
+                return failure_of(&errors[0].1);
+            }
+        }
+    }
+
+    fn address(listener: &TcpListener) -> Multiaddr {
+        format!("/ip4/127.0.0.1/tcp/{}", listener.local_addr().unwrap().port()).parse().unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_port_where_nobody_listens_is_unreachable() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = address(&listener);
+        drop(listener);
+        assert_eq!(dialled(address).await, DialFailure::Unreachable);
+    }
+
+    #[tokio::test]
+    async fn a_program_of_another_kind_is_told_from_a_peer_that_dies() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let there = address(&listener);
+        let answer = async {
+            let (mut web, _) = listener.accept().await.unwrap();
+            web.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n and much more that nobody asked for").await.unwrap();
+            web
+        };
+        let (_web, failure) = tokio::join!(answer, dialled(there.clone()));
+        assert_eq!(failure, DialFailure::Handshake);
+        let die = async { drop(listener.accept().await.unwrap()) };
+        let ((), failure) = tokio::join!(die, dialled(there));
+        assert_eq!(failure, DialFailure::Unreachable);
+    }
+}

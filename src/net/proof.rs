@@ -330,7 +330,7 @@ fn ed25519(peer: &libp2p::PeerId) -> Result<PeerId, ProofError> {
 }
 
 /// The error that this one wraps. An `io::Error` hides what it was made of from `source()`, which shows the level below.
-fn below<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a (dyn Error + 'static)> {
+pub(crate) fn below<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a (dyn Error + 'static)> {
     match error.downcast_ref::<io::Error>() {
         Some(io) => io.get_ref().map(|inner| inner as &(dyn Error + 'static)),
         None => error.source(),

@@ -28,6 +28,11 @@ pub(crate) enum BadRunKey {
     Sign(#[from] noise::Error),
 }
 
+/// The TCP connection itself failed: nobody there, or no way there.
+#[derive(Debug, thiserror::Error)]
+#[error("no connection")]
+struct CannotConnect(#[source] std::io::Error);
+
 /// A swarm that connects to members only. `key` is the Ed25519 secret of this run; its public half names the peer.
 ///
 /// To be called, and the swarm driven, inside a tokio runtime.
@@ -47,6 +52,8 @@ pub(crate) fn swarm<B: NetworkBehaviour>(
 fn transport(membership: Membership, timeout: Duration) -> Boxed<(PeerId, StreamMuxerBox)> {
     let tcp = || {
         tcp::tokio::Transport::new(tcp::Config::default().nodelay(true).listen_backlog(LISTEN_BACKLOG))
+            // Named, because the layers above hide the error of the socket otherwise.
+            .map_err(CannotConnect)
             .upgrade(Version::V1Lazy)
             .authenticate(membership.clone())
             .multiplex(yamux::Config::default())

@@ -1,0 +1,227 @@
+//! How fast a link is: 64-byte messages one way and there and back, between two processes over the encrypted connection,
+//! beside a bare libp2p stream (TCP, Noise, yamux) in the same run. Run by `scripts/bench.sh`; prints a table.
+//!
+//! Messages are counted where they arrive. Rounds are interleaved, medians are shown: one machine's numbers vary, their
+//! ratios less.
+
+use std::error::Error;
+use std::future::poll_fn;
+use std::io::{BufRead, BufReader as StdBufReader};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use futures::StreamExt;
+use libp2p::core::muxing::{StreamMuxerBox, StreamMuxerExt};
+use libp2p::core::transport::{Boxed, DialOpts, ListenerId, PortUse, TransportEvent};
+use libp2p::core::upgrade::Version;
+use libp2p::core::{Endpoint, Transport};
+use libp2p::identity::Keypair;
+use libp2p::{Multiaddr, PeerId, noise, tcp, yamux};
+use meshd::{ListenOptions, NetworkKey, Node, Overflow};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, BufReader, BufWriter};
+use tokio_util::compat::FuturesAsyncReadCompatExt;
+
+type Outcome<T> = Result<T, Box<dyn Error + Send + Sync>>;
+
+const SIZE: usize = 64;
+const ONE_WAY: u64 = 2_000_000;
+const ROUND_TRIPS: usize = 20_000;
+const ROUNDS: usize = 3;
+const PATIENCE: Duration = Duration::from_secs(30);
+
+#[tokio::main]
+async fn main() -> Outcome<()> {
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    match words.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        [] => measure().await,
+        ["mesh", folder] => mesh_receiver(Path::new(folder)).await,
+        ["bare"] => bare_receiver().await,
+        _ => Err("no arguments: measures, and starts its other half itself".into()),
+    }
+}
+
+async fn measure() -> Outcome<()> {
+    let mut rows: [Vec<f64>; 4] = Default::default();
+    for round in 1..=ROUNDS {
+        eprintln!("round {round} of {ROUNDS}");
+        let (rate, trip) = mesh().await?;
+        rows[0].push(rate);
+        rows[2].push(trip);
+        let (rate, trip) = bare().await?;
+        rows[1].push(rate);
+        rows[3].push(trip);
+    }
+    let [rate, bare_rate, trip, bare_trip] = rows.map(|mut row| {
+        row.sort_by(f64::total_cmp);
+        row[row.len() / 2]
+    });
+    println!("| 64 B, two processes, encrypted TCP on loopback | meshd | bare libp2p stream | ratio |");
+    println!("|---|---|---|---|");
+    println!("| one way, messages/s | {rate:.0} | {bare_rate:.0} | {:.2} |", rate / bare_rate);
+    println!("| round trip p50, us | {trip:.1} | {bare_trip:.1} | {:.2} |", trip / bare_trip);
+    Ok(())
+}
+
+/// The other half, and the lines that it prints.
+fn other_half(words: &[&str]) -> Outcome<(Child, impl FnMut() -> Outcome<String> + use<>)> {
+    let mut child = Command::new(std::env::current_exe()?).args(words).stdout(Stdio::piped()).spawn()?;
+    let mut lines = StdBufReader::new(child.stdout.take().ok_or("no output")?).lines();
+    Ok((child, move || Ok(lines.next().ok_or("the other half ended")??)))
+}
+
+// meshd.
+
+async fn node(name: &str, folder: &Path) -> Outcome<Node> {
+    let key = NetworkKey::read(folder.join("key"))?;
+    let builder = Node::builder(name).mesh("speed").key(key).mdns(false).listen(["127.0.0.1:0"]);
+    Ok(builder.runtime_dir(folder.join("run")).start().await?)
+}
+
+async fn mesh() -> Outcome<(f64, f64)> {
+    let folder = tempfile::tempdir()?;
+    NetworkKey::generate().write_new(folder.path().join("key"))?;
+    let (mut child, mut line) = other_half(&["mesh", folder.path().to_str().ok_or("path")?])?;
+    let node = node("source", folder.path()).await?;
+    let mut pong = node.listen("pong").await?;
+    let (ping, flood) = (node.publisher("ping")?, node.publisher("flood")?);
+    if ping.wait_for_listeners(1, PATIENCE).await == 0 || flood.wait_for_listeners(1, PATIENCE).await == 0 {
+        return Err("the other half does not listen".into());
+    }
+    let payload = bytes::Bytes::from(vec![7; SIZE]);
+    let mut trips = Vec::with_capacity(ROUND_TRIPS);
+    for _ in 0..ROUND_TRIPS {
+        let began = now();
+        ping.send_bytes(payload.clone()).await?;
+        pong.next().await.ok_or("the mesh ended")?;
+        trips.push(began.elapsed());
+    }
+    for _ in 0..ONE_WAY {
+        let report = flood.send_bytes(payload.clone()).await?;
+        if report.sent != 1 {
+            return Err(format!("not sent: {report:?}").into());
+        }
+    }
+    let rate = line()?.parse()?;
+    child.wait()?;
+    Ok((rate, p50(trips)))
+}
+
+async fn mesh_receiver(folder: &Path) -> Outcome<()> {
+    let node = node("receiver", folder).await?;
+    let options = ListenOptions { messages: 65_536, overflow: Overflow::Block, ..ListenOptions::default() };
+    let mut flood = node.listen_with("flood", options).await?;
+    let mut ping = node.listen("ping").await?;
+    let pong = node.publisher("pong")?;
+    tokio::spawn(async move {
+        while let Some(message) = ping.next().await {
+            let _ = pong.send_bytes(message.payload).await;
+        }
+    });
+    flood.next().await.ok_or("the mesh ended")?;
+    let began = now();
+    for _ in 1..ONE_WAY {
+        flood.next().await.ok_or("the mesh ended")?;
+    }
+    println!("{}", rate(began));
+    node.shutdown().await;
+    Ok(())
+}
+
+// A bare stream.
+
+async fn bare() -> Outcome<(f64, f64)> {
+    let (mut child, mut line) = other_half(&["bare"])?;
+    let address: Multiaddr = line()?.parse()?;
+    let mut transport = transport();
+    let options = DialOpts { role: Endpoint::Dialer, port_use: PortUse::New };
+    let (_, mut connection) = transport.dial(address, options)?.await?;
+    let stream = poll_fn(|context| {
+        let _ = connection.poll_unpin(context)?;
+        connection.poll_outbound_unpin(context)
+    })
+    .await?;
+    tokio::spawn(async move {
+        let _ = poll_fn(|context| connection.poll_unpin(context)).await;
+    });
+    let mut stream = BufWriter::with_capacity(16 << 10, stream.compat());
+    let (message, mut answer) = ([7; SIZE], [0; SIZE]);
+    let mut trips = Vec::with_capacity(ROUND_TRIPS);
+    for _ in 0..ROUND_TRIPS {
+        let began = now();
+        stream.write_all(&message).await?;
+        stream.flush().await?;
+        stream.read_exact(&mut answer).await?;
+        trips.push(began.elapsed());
+    }
+    for sent in 1..=ONE_WAY {
+        stream.write_u32(SIZE as u32).await?;
+        stream.write_all(&message).await?;
+        if sent % 32 == 0 {
+            stream.flush().await?;
+        }
+    }
+    stream.flush().await?;
+    let rate = line()?.parse()?;
+    child.wait()?;
+    Ok((rate, p50(trips)))
+}
+
+async fn bare_receiver() -> Outcome<()> {
+    let mut transport = transport();
+    transport.listen_on(ListenerId::next(), "/ip4/127.0.0.1/tcp/0".parse()?)?;
+    let mut connection = loop {
+        match transport.next().await.ok_or("no listener")? {
+            TransportEvent::NewAddress { listen_addr, .. } => println!("{listen_addr}"),
+            TransportEvent::Incoming { upgrade, .. } => break upgrade.await?.1,
+            _ => {}
+        }
+    };
+    let stream = poll_fn(|context| {
+        let _ = connection.poll_unpin(context)?;
+        connection.poll_inbound_unpin(context)
+    })
+    .await?;
+    tokio::spawn(async move {
+        let _ = poll_fn(|context| connection.poll_unpin(context)).await;
+    });
+    let mut stream = BufReader::with_capacity(64 << 10, stream.compat());
+    let mut message = [0; SIZE];
+    for _ in 0..ROUND_TRIPS {
+        stream.read_exact(&mut message).await?;
+        stream.write_all(&message).await?;
+        stream.flush().await?;
+    }
+    let mut began = None;
+    for _ in 0..ONE_WAY {
+        let size = stream.read_u32().await?;
+        stream.read_exact(&mut message[..size as usize]).await?;
+        began.get_or_insert_with(now);
+    }
+    println!("{}", began.map_or(0.0, rate));
+    Ok(())
+}
+
+fn transport() -> Boxed<(PeerId, StreamMuxerBox)> {
+    let key = Keypair::generate_ed25519();
+    tcp::tokio::Transport::new(tcp::Config::default().nodelay(true))
+        .upgrade(Version::V1Lazy)
+        .authenticate(noise::Config::new(&key).expect("a fresh key signs"))
+        .multiplex(yamux::Config::default())
+        .map(|(peer, muxer), _| (peer, StreamMuxerBox::new(muxer)))
+        .boxed()
+}
+
+fn rate(began: Instant) -> f64 {
+    (ONE_WAY - 1) as f64 / began.elapsed().as_secs_f64()
+}
+
+fn p50(mut trips: Vec<Duration>) -> f64 {
+    trips.sort_unstable();
+    trips[trips.len() / 2].as_secs_f64() * 1e6
+}
+
+#[expect(clippy::disallowed_methods, reason = "a measurement reads the clock")]
+fn now() -> Instant {
+    Instant::now()
+}
