@@ -60,12 +60,12 @@ mod wire;
 pub use keys::{BadKey, IdentityKey, KeyError, NetworkKey, Ticket, TicketError};
 pub use mesh::engine::LimitError;
 pub use mesh::{
-    BadId, BadName, Codec, Counts, DiscoveryInfo, DownReason, DropReason, Event, ForeignInfo, Identity, KeyInfo, LinkKind,
-    MAX_MESH_NAME, MAX_NAME, MAX_NAMES_PER_NODE, MAX_NODES_PER_PEER, MAX_RECORD, MeshName, Message, NodeId, NodeInfo,
-    NodeName, PeerId, PeerInfo, SendReport, ServiceName, Status, Target, Topic, TopicFilter, TopicInfo, What,
+    BadId, BadName, Codec, Counts, DiscoveryInfo, DownReason, DropReason, Event, ForeignInfo, Identity, KeyInfo,
+    LinkKind, MAX_MESH_NAME, MAX_NAME, MAX_NAMES_PER_NODE, MAX_NODES_PER_PEER, MAX_RECORD, MeshName, Message, NodeId,
+    NodeInfo, NodeName, PeerId, PeerInfo, SendReport, ServiceName, Status, Target, Topic, TopicFilter, TopicInfo, What,
 };
 pub use net::{Closed, NetError, RotateRefused, RotationError};
 pub use node::{
-    Builder, DecodeError, Events, ListenError, ListenOptions, Node, Overflow, PingError, Publisher, SendError, SendOptions,
-    StartError, Subscription, WhileListened,
+    Builder, DecodeError, Events, ListenError, ListenOptions, Node, Overflow, PingError, Publisher, SendError,
+    SendOptions, StartError, Subscription, WhileListened,
 };

@@ -44,7 +44,9 @@ pub(super) async fn status(place: Place, out: &mut Output) -> Result<Exit, Troub
     facts.extend(status.discovery.into_iter().map(|way| ("discovery", discovery(&way))));
     if status.foreign.refused > 0 || !status.foreign.addresses.is_empty() {
         facts.push(("foreign", format!("{} connections refused", status.foreign.refused)));
-        facts.extend(status.foreign.addresses.into_iter().map(|address| ("foreign", format!("another mesh at {address}"))));
+        facts.extend(
+            status.foreign.addresses.into_iter().map(|address| ("foreign", format!("another mesh at {address}"))),
+        );
     }
     out.facts(&facts)?;
     Ok(Exit::Done)

@@ -4,13 +4,12 @@ use std::collections::HashMap;
 
 use rand::{Rng, RngExt};
 
-use super::routes::Group;
 use super::NodeName;
+use super::routes::Group;
 
 /// How one node of a group is chosen.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Policy {
+pub(crate) enum Policy {
     /// One after the other, from a random start; counted for each topic and group alone, so shares differ by one at most.
     #[default]
     RoundRobin,

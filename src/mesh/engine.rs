@@ -233,6 +233,12 @@ impl Engine {
         }
     }
 
+    /// Whether a record of that edition would be no news. Its sign of life is taken either way.
+    pub(crate) fn knows(&mut self, known: Known, now: Instant) -> bool {
+        self.view.vouched(known.peer, now.checked_sub(known.age).unwrap_or(now));
+        known.peer == self.own.peer || self.view.edition(known.peer).is_some_and(|edition| edition >= known.edition)
+    }
+
     /// A linked peer says something.
     pub(crate) fn heard(&mut self, from: PeerId, say: Say, now: Instant) {
         match say {
@@ -253,9 +259,15 @@ impl Engine {
                         self.view.vouched(peer, now.checked_sub(age).unwrap_or(now));
                     }
                 }
-                let newer = |signed: &SignedRecord| theirs.get(&signed.peer()).is_none_or(|known| *known < signed.edition());
-                let mut lacking: Vec<PeerId> =
-                    self.view.iter().map(|(signed, _)| signed).filter(|signed| newer(signed)).map(SignedRecord::peer).collect();
+                let newer =
+                    |signed: &SignedRecord| theirs.get(&signed.peer()).is_none_or(|known| *known < signed.edition());
+                let mut lacking: Vec<PeerId> = self
+                    .view
+                    .iter()
+                    .map(|(signed, _)| signed)
+                    .filter(|signed| newer(signed))
+                    .map(SignedRecord::peer)
+                    .collect();
                 if newer(&self.signed) {
                     lacking.push(self.own.peer);
                 }
@@ -322,6 +334,11 @@ impl Engine {
     /// One's own record as last published.
     pub(crate) fn own(&self) -> &SignedRecord {
         &self.signed
+    }
+
+    /// Where others are told to dial.
+    pub(crate) fn own_addresses(&self) -> &[String] {
+        &self.own.addresses
     }
 
     pub(crate) fn view(&self) -> &View {
@@ -523,7 +540,9 @@ mod tests {
     }
 
     fn happened(engine: &mut Engine) -> Vec<&'static str> {
-        let events = engine.effects().filter_map(|effect| if let Effect::Happened(what) = effect { Some(what.name()) } else { None });
+        let events = engine
+            .effects()
+            .filter_map(|effect| if let Effect::Happened(what) = effect { Some(what.name()) } else { None });
         events.collect()
     }
 
@@ -538,7 +557,9 @@ mod tests {
         engine.listen(node.index, filter("x/*")).unwrap();
         engine.settle(at(1));
         let effects: Vec<_> = engine.effects().collect();
-        let Some(Effect::Routes(routes)) = effects.iter().rfind(|effect| matches!(effect, Effect::Routes(_))) else { panic!("no routes") };
+        let Some(Effect::Routes(routes)) = effects.iter().rfind(|effect| matches!(effect, Effect::Routes(_))) else {
+            panic!("no routes")
+        };
         assert_eq!(routes.resolve(&topic("x/y"), "").groups[0].members[0].id, node);
         let published = effects.iter().filter(|effect| matches!(effect, Effect::Publish(_))).count();
         assert_eq!(published, 1, "{effects:?}");
@@ -554,8 +575,10 @@ mod tests {
             engine.settle(at(1));
         }
         engine.tick(at(2), &mut dice(1));
-        let published: Vec<_> =
-            engine.effects().filter_map(|effect| if let Effect::Publish(signed) = effect { Some(signed) } else { None }).collect();
+        let published: Vec<_> = engine
+            .effects()
+            .filter_map(|effect| if let Effect::Publish(signed) = effect { Some(signed) } else { None })
+            .collect();
         assert_eq!(published.len(), 2);
         assert_eq!(published[1].record().nodes[0].filters.len(), 100);
     }
@@ -585,8 +608,11 @@ mod tests {
             engine.gossiped(record(n, 3), at(0));
         }
         engine.effects().for_each(drop);
-        let known = [(2, 3), (3, 2), (4, 9)]
-            .map(|(n, version)| Known { peer: peer(n), edition: Edition { incarnation: 1, version }, age: Duration::ZERO });
+        let known = [(2, 3), (3, 2), (4, 9)].map(|(n, version)| Known {
+            peer: peer(n),
+            edition: Edition { incarnation: 1, version },
+            age: Duration::ZERO,
+        });
         engine.heard(peer(9), Say::Digest { known: known.to_vec(), answer: false }, at(1));
         let mut sent: Vec<PeerId> = Vec::new();
         for effect in engine.effects() {

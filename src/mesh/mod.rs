@@ -10,15 +10,17 @@ mod kit;
 mod name;
 mod record;
 mod routes;
+#[cfg(test)]
+mod sim;
 mod topic;
 mod view;
 
-pub use balance::Policy;
 pub(crate) use balance::Turns;
 pub use event::{DownReason, Event, What};
 pub use id::{BadId, Identity, NodeId, PeerId};
 pub use info::*;
 pub use name::{BadName, MAX_MESH_NAME, MAX_NAME, MeshName, NodeName, ServiceName};
-pub use record::*;
-pub use routes::{Group, Member, Route, Routes};
+pub(crate) use record::*;
+pub use record::{MAX_NAMES_PER_NODE, MAX_NODES_PER_PEER, MAX_RECORD};
+pub(crate) use routes::{Route, Routes};
 pub use topic::{Topic, TopicFilter};

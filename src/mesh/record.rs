@@ -5,57 +5,57 @@ use std::sync::Arc;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use super::{Identity, NodeId, NodeName, PeerId, ServiceName, TopicFilter};
+use super::{Identity, NodeName, PeerId, ServiceName, TopicFilter};
 
 /// A peer's statement of itself. Only its owner writes it; of two, the one of the higher [`Edition`] holds.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Record {
+pub(crate) struct Record {
     /// The process that it describes.
-    pub peer: PeerId,
+    pub(crate) peer: PeerId,
     /// The home that runs it.
-    pub identity: Identity,
+    pub(crate) identity: Identity,
     /// Which edition of the record this is.
     #[serde(flatten)]
-    pub edition: Edition,
+    pub(crate) edition: Edition,
     /// Name of its machine: a label for people.
-    pub host: String,
+    pub(crate) host: String,
     /// Version of its software.
-    pub software: String,
+    pub(crate) software: String,
     /// Where it listens, as multiaddresses.
-    pub addresses: Vec<String>,
+    pub(crate) addresses: Vec<String>,
     /// The nodes that it hosts, in order of their index.
-    pub nodes: Vec<NodeEntry>,
+    pub(crate) nodes: Vec<NodeEntry>,
     /// Set in the last edition: the peer leaves on its own will.
-    pub leaving: bool,
+    pub(crate) leaving: bool,
 }
 
 /// When the peer started (microseconds since 1970), then how often its record changed since.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub struct Edition {
+pub(crate) struct Edition {
     /// Start of the process, in microseconds since 1970.
-    pub incarnation: u64,
+    pub(crate) incarnation: u64,
     /// Counts the changes since the start.
-    pub version: u64,
+    pub(crate) version: u64,
 }
 
 /// One node in a [`Record`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct NodeEntry {
+pub(crate) struct NodeEntry {
     /// Its number within the peer.
-    pub index: u32,
+    pub(crate) index: u32,
     /// Its name, which is its group.
-    pub name: NodeName,
+    pub(crate) name: NodeName,
     /// What it listens to.
-    pub filters: Vec<TopicFilter>,
+    pub(crate) filters: Vec<TopicFilter>,
     /// What it serves.
-    pub services: Vec<ServiceName>,
+    pub(crate) services: Vec<ServiceName>,
 }
 
 /// A record as its owner signed it. The bytes are what other peers verify, so they are passed on unchanged.
 ///
 /// Made by signing one's own record or by decoding and verifying another's, nowhere else.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SignedRecord {
+pub(crate) struct SignedRecord {
     record: Arc<Record>,
     bytes: Bytes,
 }
@@ -67,11 +67,6 @@ pub(crate) trait Sign: Send {
 }
 
 impl Record {
-    /// The ids of its nodes.
-    pub fn node_ids(&self) -> impl Iterator<Item = NodeId> {
-        self.nodes.iter().map(|node| NodeId { peer: self.peer, index: node.index })
-    }
-
     /// Says which limit the record breaks, if one.
     pub(crate) fn check_limits(&self) -> Result<(), &'static str> {
         if self.nodes.len() > MAX_NODES_PER_PEER {

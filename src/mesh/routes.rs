@@ -9,7 +9,7 @@ use super::{NodeId, NodeName, Topic, TopicFilter};
 
 /// Where sends can go now: the nodes of this peer and of all linked ones.
 #[derive(Clone, Debug, Default)]
-pub struct Routes {
+pub(crate) struct Routes {
     /// Differs between any two snapshots of one peer.
     generation: u64,
     peers: Vec<Arc<PeerRoutes>>,
@@ -24,27 +24,27 @@ pub(crate) struct PeerRoutes {
 
 /// Who gets the messages on one topic, by group. Groups stand in order of name, members in order of id.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Route {
+pub(crate) struct Route {
     /// One entry a group that listens.
-    pub groups: Vec<Group>,
+    pub(crate) groups: Vec<Group>,
 }
 
 /// The nodes of one name that listen to a topic.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Group {
+pub(crate) struct Group {
     /// Their name.
-    pub name: NodeName,
+    pub(crate) name: NodeName,
     /// The nodes, at least one.
-    pub members: Vec<Member>,
+    pub(crate) members: Vec<Member>,
 }
 
 /// One node that listens.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Member {
+pub(crate) struct Member {
     /// The node.
-    pub id: NodeId,
+    pub(crate) id: NodeId,
     /// Whether it is on the sender's machine.
-    pub local: bool,
+    pub(crate) local: bool,
 }
 
 impl Routes {
@@ -56,13 +56,13 @@ impl Routes {
 
     /// Differs between any two snapshots of one peer: a cached route holds as long as this does.
     #[must_use]
-    pub fn generation(&self) -> u64 {
+    pub(crate) fn generation(&self) -> u64 {
         self.generation
     }
 
     /// Who listens to a topic. Costs what matches, and a look at each linked peer.
     #[must_use]
-    pub fn resolve(&self, topic: &Topic, my_host: &str) -> Route {
+    pub(crate) fn resolve(&self, topic: &Topic, my_host: &str) -> Route {
         let mut groups: BTreeMap<NodeName, Vec<Member>> = BTreeMap::new();
         for peer in &self.peers {
             let mut positions = peer.filters.matching(topic);
@@ -115,9 +115,9 @@ pub(crate) struct FilterTable {
 #[derive(Debug, Default)]
 struct Branch {
     here: Vec<u32>,
-    parts: HashMap<Box<str>, Branch>,
-    any_part: Option<Box<Branch>>,
-    any_parts: Option<Box<Branch>>,
+    parts: HashMap<Box<str>, Self>,
+    any_part: Option<Box<Self>>,
+    any_parts: Option<Box<Self>>,
 }
 
 impl FilterTable {

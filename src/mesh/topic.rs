@@ -152,9 +152,9 @@ mod tests {
         match filter.split_first() {
             None => topic.is_empty(),
             Some((&ANY_PARTS, rest)) => (0..=topic.len()).any(|taken| matches_by_definition(rest, &topic[taken..])),
-            Some((wanted, rest)) => topic
-                .split_first()
-                .is_some_and(|(part, topic)| (*wanted == ANY_PART || wanted == part) && matches_by_definition(rest, topic)),
+            Some((wanted, rest)) => topic.split_first().is_some_and(|(part, topic)| {
+                (*wanted == ANY_PART || wanted == part) && matches_by_definition(rest, topic)
+            }),
         }
     }
 

@@ -4,8 +4,8 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::PeerId;
 use super::record::{Edition, Record, SignedRecord};
-use super::{NodeId, PeerId};
 
 /// The records of all other peers, each in its highest edition.
 ///
@@ -119,11 +119,10 @@ impl View {
 
     /// The records of the peers that can be reached.
     pub(crate) fn reachable(&self) -> impl Iterator<Item = &Arc<Record>> {
-        self.entries.values().filter(|entry| entry.linked && !entry.signed.record().leaving).map(|entry| entry.signed.record())
-    }
-
-    pub(crate) fn node_exists(&self, node: NodeId) -> bool {
-        self.signed(node.peer).is_some_and(|signed| signed.record().nodes.iter().any(|entry| entry.index == node.index))
+        self.entries
+            .values()
+            .filter(|entry| entry.linked && !entry.signed.record().leaving)
+            .map(|entry| entry.signed.record())
     }
 }
 

@@ -5,7 +5,6 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use bytes::Bytes;
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use libp2p::swarm::{ConnectionId, ListenError, SwarmEvent};
@@ -47,6 +46,7 @@ pub(super) struct Actor {
     pub(super) rng: SmallRng,
     pub(super) now: Instant,
     started: SystemTime,
+    pub(super) began: Instant,
     pub(super) accepted: AcceptedKeys,
     pub(super) admitted: AdmittedBy,
     /// When a rotation without grace shuts out who has not confirmed the new key.
@@ -73,6 +73,7 @@ pub(super) struct Actor {
     pub(super) kad_due: Option<Instant>,
     listening: Vec<Multiaddr>,
     ready: Option<oneshot::Sender<()>>,
+    ready_at: Option<Instant>,
     pub(super) foreign_seen: HashSet<String>,
     /// Connections that failed the membership proof, in either direction.
     pub(super) refused: u64,
@@ -103,7 +104,7 @@ impl Actor {
         commands: mpsc::Receiver<Command>,
         events: broadcast::Sender<Event>,
         ready: oneshot::Sender<()>,
-    ) -> Result<(Self, PeerId, watch::Receiver<Arc<Routes>>), NetError> {
+    ) -> Result<(Self, watch::Receiver<Arc<Routes>>), NetError> {
         let (now, started) = (Instant::now(), SystemTime::now());
         let listen: Vec<Multiaddr> = config.listen.iter().map(|text| parse(text)).collect::<Result<_, _>>()?;
         let bootstrap: Vec<Multiaddr> = config.bootstrap.iter().map(|text| parse(text)).collect::<Result<_, _>>()?;
@@ -169,6 +170,7 @@ impl Actor {
             rng: SmallRng::from_rng(&mut rand::rng()),
             now,
             started,
+            began: now,
             accepted,
             admitted,
             shut_out_at: None,
@@ -190,6 +192,7 @@ impl Actor {
             kad_due: None,
             listening: Vec::new(),
             ready: Some(ready),
+            ready_at: None,
             foreign_seen: HashSet::new(),
             refused: 0,
             commands,
@@ -208,7 +211,7 @@ impl Actor {
         actor.load_cache();
         actor.scan();
         actor.settle();
-        Ok((actor, me, routes_out))
+        Ok((actor, routes_out))
     }
 
     /// Runs until the last handle is dropped or the peer was told to leave.
@@ -349,8 +352,13 @@ impl Actor {
         match event {
             BehaviourEvent::Streams(connection) => self.on_streams(connection),
             BehaviourEvent::Gossip(gossipsub::Event::Message { propagation_source, message_id, message }) => {
-                let good = message.source.as_ref().and_then(from_libp2p).is_some_and(|from| self.on_gossip(from, message.data));
-                let verdict = if good { gossipsub::MessageAcceptance::Accept } else { gossipsub::MessageAcceptance::Reject };
+                let good = message
+                    .source
+                    .as_ref()
+                    .and_then(from_libp2p)
+                    .is_some_and(|from| self.on_gossip(from, message.data));
+                let verdict =
+                    if good { gossipsub::MessageAcceptance::Accept } else { gossipsub::MessageAcceptance::Reject };
                 let gossip = &mut self.swarm.behaviour_mut().gossip;
                 gossip.report_message_validation_result(&message_id, &propagation_source, verdict);
             }
@@ -362,7 +370,12 @@ impl Actor {
                 ..
             }) => {
                 for info in peers {
-                    let found = Found { peer: from_libp2p(&info.peer_id), addresses: info.addrs, source: Source::Kad, started: 0 };
+                    let found = Found {
+                        peer: from_libp2p(&info.peer_id),
+                        addresses: info.addrs,
+                        source: Source::Kad,
+                        started: 0,
+                    };
                     if found.peer.is_some() {
                         self.found(found);
                     }
@@ -447,8 +460,11 @@ impl Actor {
         let asked = |address: &Multiaddr| {
             self.config.listen.iter().filter_map(|text| parse(text).ok()).any(|listen| ip_of(&listen) == ip_of(address))
         };
-        let mut public: Vec<&Multiaddr> =
-            self.listening.iter().filter(|address| is_public(address) || (is_loopback(address) && asked(address))).collect();
+        let mut public: Vec<&Multiaddr> = self
+            .listening
+            .iter()
+            .filter(|address| is_public(address) || (is_loopback(address) && asked(address)))
+            .collect();
         public.sort_by_key(|address| ip_of(address).is_some_and(|ip| ip.is_ipv6())); // more networks route IPv4
         self.engine.set_addresses(public.iter().take(MAX_ADDRESSES).map(ToString::to_string).collect());
         let mut local = self.listening.clone();
@@ -459,8 +475,18 @@ impl Actor {
             warn!(%error, "peers of this host may not find this one");
             self.discovery.set_state(Source::Local, error.to_string());
         }
+        // Loopback comes first; on a machine without a network nothing else will.
+        if self.engine.own_addresses().is_empty() {
+            self.ready_at.get_or_insert(self.now + MORE_ADDRESSES);
+        } else {
+            self.tell_ready();
+        }
+    }
+
+    fn tell_ready(&mut self) {
+        self.ready_at = None;
         if let Some(ready) = self.ready.take() {
-            let _ = ready.send(());
+            let _ = ready.send(()); // who started us may have given up waiting
         }
     }
 
@@ -470,10 +496,19 @@ impl Actor {
         let scan = self.same_host.is_some().then_some(self.next_scan);
         let leaving = self.leaving.as_ref().map(|(until, _)| *until);
         let closing = self.closing.iter().map(|(at, _)| *at).min();
-        [self.dialer.deadline(), scan, self.kad_due, self.shut_out_at, self.next_key_expiry(), closing, leaving]
-            .into_iter()
-            .flatten()
-            .fold(self.engine.deadline(), Instant::min)
+        [
+            self.dialer.deadline(),
+            scan,
+            self.kad_due,
+            self.shut_out_at,
+            self.next_key_expiry(),
+            closing,
+            leaving,
+            self.ready_at,
+        ]
+        .into_iter()
+        .flatten()
+        .fold(self.engine.deadline(), Instant::min)
     }
 
     fn on_timer(&mut self) {
@@ -485,6 +520,9 @@ impl Actor {
             self.kad_due = Some(self.now + KAD_EVERY);
             self.swarm.behaviour_mut().kad.get_closest_peers(to_libp2p(self.me));
             self.save_cache();
+        }
+        if self.ready_at.is_some_and(|at| self.now >= at) {
+            self.tell_ready();
         }
         self.on_key_timers();
     }
@@ -569,7 +607,8 @@ impl Actor {
 
     async fn stop(mut self) {
         // 1. What was queued is written, as far as time allows.
-        let flush = futures::future::join_all(self.links.all().into_iter().map(|link| async move { link.flushed().await }));
+        let flush =
+            futures::future::join_all(self.links.all().into_iter().map(|link| async move { link.flushed().await }));
         let drive = async {
             loop {
                 self.swarm.select_next_some().await;
@@ -607,5 +646,7 @@ const FOUND: usize = 256;
 const KAD_EVERY: Duration = Duration::from_secs(300);
 /// Time for the goodbye to leave before connections are closed.
 const GOODBYE: Duration = Duration::from_millis(50);
+/// How long the first address, which is loopback, waits for others before the start is done.
+const MORE_ADDRESSES: Duration = Duration::from_millis(10);
 /// Time for what is queued on links at the end.
 const FLUSH: Duration = Duration::from_secs(3);

@@ -48,7 +48,9 @@ pub(super) fn with_ports(listen: &[Multiaddr]) -> Result<Vec<Multiaddr>, NetErro
         let bound = match TcpListener::bind((probe, port)) {
             // A machine without IPv6 is no error unless somebody asked for a certain address.
             Err(_) if probe.is_ipv6() && ip.is_ipv4() => TcpListener::bind((ip, port)),
-            Err(problem) if ip.is_ipv6() && ip.is_unspecified() && problem.kind() != io::ErrorKind::AddrInUse => continue,
+            Err(problem) if ip.is_ipv6() && ip.is_unspecified() && problem.kind() != io::ErrorKind::AddrInUse => {
+                continue;
+            }
             // The other family's listener of ours may hold it already by a dual-stack socket; never with libp2p's.
             other => other,
         };

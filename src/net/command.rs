@@ -12,20 +12,47 @@ use crate::mesh::{Identity, KeyInfo, NodeId, NodeName, PeerId, PeerInfo, Status,
 #[derive(Debug)]
 pub(super) enum Command {
     /// Host a node until `alive` is dropped.
-    AddNode { name: NodeName, alive: Alive, reply: oneshot::Sender<Result<NodeId, LimitError>> },
+    AddNode {
+        name: NodeName,
+        alive: Alive,
+        reply: oneshot::Sender<Result<NodeId, LimitError>>,
+    },
     /// Let the node listen until `alive` is dropped.
-    Listen { node: u32, filter: TopicFilter, alive: Alive, reply: oneshot::Sender<Result<(), LimitError>> },
-    Peers { reply: oneshot::Sender<Vec<PeerInfo>> },
-    Status { reply: oneshot::Sender<Status> },
-    Keys { reply: oneshot::Sender<KeyInfo> },
-    Rotate { grace: Duration, without: Vec<Identity>, reply: oneshot::Sender<Result<KeyInfo, RotationError>> },
-    ReloadKeys { reply: oneshot::Sender<Result<(), RotationError>> },
-    Invite { reply: oneshot::Sender<Ticket> },
+    Listen {
+        node: u32,
+        filter: TopicFilter,
+        alive: Alive,
+        reply: oneshot::Sender<Result<(), LimitError>>,
+    },
+    Peers {
+        reply: oneshot::Sender<Vec<PeerInfo>>,
+    },
+    Status {
+        reply: oneshot::Sender<Status>,
+    },
+    Keys {
+        reply: oneshot::Sender<KeyInfo>,
+    },
+    Rotate {
+        grace: Duration,
+        without: Vec<Identity>,
+        reply: oneshot::Sender<Result<KeyInfo, RotationError>>,
+    },
+    ReloadKeys {
+        reply: oneshot::Sender<Result<(), RotationError>>,
+    },
+    Invite {
+        reply: oneshot::Sender<Ticket>,
+    },
     /// Ends the link with a peer, as a lost connection does. For tests of reconnecting.
     #[cfg_attr(not(test), expect(dead_code, reason = "tests cut links"))]
-    Cut { peer: PeerId },
+    Cut {
+        peer: PeerId,
+    },
     /// Say goodbye and end.
-    Leave { reply: oneshot::Sender<()> },
+    Leave {
+        reply: oneshot::Sender<()>,
+    },
 }
 
 /// The end that the event loop holds of what a handle holds: it learns of the handle's end without the handle doing

@@ -8,9 +8,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use libp2p::Multiaddr;
 use libp2p::core::ConnectedPoint;
 use libp2p::swarm::ConnectionId;
-use libp2p::Multiaddr;
 use tokio::task::AbortHandle;
 use tracing::{debug, info, warn};
 
@@ -22,7 +22,7 @@ use super::streams::{self, ConnectionStreams};
 use crate::keys::KeyId;
 use crate::mesh::engine::{Known, Say};
 use crate::mesh::{DownReason, PeerId, SignedRecord, What};
-use crate::wire::message::{Control, Hello, age, read_record};
+use crate::wire::message::{Control, Hello, WireRecord, read_record};
 
 /// One connection with a member.
 pub(super) struct Connection {
@@ -132,6 +132,7 @@ impl Actor {
             limits: self.config.limits,
             max_message: self.config.max_message,
             vitals: Arc::clone(&connection.vitals),
+            clock: self.began,
             edition: self.edition.subscribe(),
             receiver: (self.config.receiver)(peer),
             events: self.sessions.clone(),
@@ -163,8 +164,12 @@ impl Actor {
     fn on_up(&mut self, id: ConnectionId, hello: &Hello, record: SignedRecord, link: Link, control: ControlSender) {
         let peer = record.peer();
         // The other side decided for this connection.
-        let others: Vec<ConnectionId> =
-            self.connections.iter().filter(|(other, c)| c.peer == peer && **other != id).map(|(other, _)| *other).collect();
+        let others: Vec<ConnectionId> = self
+            .connections
+            .iter()
+            .filter(|(other, c)| c.peer == peer && **other != id)
+            .map(|(other, _)| *other)
+            .collect();
         others.into_iter().for_each(|other| self.end(other, DownReason::Closed));
         let Some(connection) = self.connections.get_mut(&id) else { return };
         connection.up = Some(Up { link: link.clone(), control: control.clone(), key_epoch: hello.key_epoch });
@@ -178,8 +183,7 @@ impl Actor {
             self.lost_messages(peer, remains.unsent, in_flight, true);
         }
         self.links.insert(peer, link, control);
-        let addresses: Vec<Multiaddr> =
-            record.record().addresses.iter().filter_map(|text| text.parse().ok()).collect();
+        let addresses: Vec<Multiaddr> = record.record().addresses.iter().filter_map(|text| text.parse().ok()).collect();
         self.engine.linked(record, self.now);
         if self.config.kad {
             let behaviour = self.swarm.behaviour_mut();
@@ -201,9 +205,14 @@ impl Actor {
             Control::Want(peers) => self.engine.heard(peer, Say::Want(peers), self.now),
             Control::Records(records) => {
                 let mut read = Vec::with_capacity(records.len());
-                for (millis, bytes) in records {
-                    match read_record(&bytes) {
-                        Ok(signed) => read.push((age(millis), signed)),
+                for WireRecord { known, record } in records {
+                    // When many join at once, most records come many times; verifying one costs more than all the rest.
+                    let known = Known::from(known);
+                    if self.engine.knows(known, self.now) {
+                        continue;
+                    }
+                    match read_record(&record) {
+                        Ok(signed) => read.push((known.age, signed)),
                         Err(error) => drop(self.bad_record(peer, &error.to_string())),
                     }
                 }
@@ -212,7 +221,12 @@ impl Actor {
             Control::NewKey(new) => self.on_new_key(id, &new),
             Control::KeyHeld { epoch } => self.on_key_held(id, epoch),
             // Greetings come once, and the rest never leaves the session.
-            Control::Hello(_) | Control::Beat(_) | Control::Pause { .. } | Control::Resume { .. } | Control::Bye { .. } => {
+            Control::Hello(_)
+            | Control::Beat(_)
+            | Control::Echo(_)
+            | Control::Pause { .. }
+            | Control::Resume { .. }
+            | Control::Bye { .. } => {
                 debug!(%peer, "a control message out of place");
                 self.end(id, DownReason::Closed);
             }

@@ -35,19 +35,21 @@ impl Actor {
     }
 
     pub(super) fn load_cache(&mut self) {
-        let Some(path) = self.config.folder.as_deref().map(|folder| folder.join(CACHE)).filter(|_| self.config.cache) else {
+        let Some(path) = self.config.folder.as_deref().map(|folder| folder.join(CACHE)).filter(|_| self.config.cache)
+        else {
             return self.discovery.set_state(Source::Cache, "off");
         };
         match cache::load(&path) {
             Ok(addresses) if addresses.is_empty() => {}
             Ok(addresses) => self.found(Found { peer: None, addresses, source: Source::Cache, started: 0 }),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
             Err(error) => self.discovery.set_state(Source::Cache, error.to_string()),
         }
     }
 
     pub(super) fn save_cache(&mut self) {
-        let Some(path) = self.config.folder.as_deref().map(|folder| folder.join(CACHE)).filter(|_| self.config.cache) else {
+        let Some(path) = self.config.folder.as_deref().map(|folder| folder.join(CACHE)).filter(|_| self.config.cache)
+        else {
             return;
         };
         let addresses: Vec<Multiaddr> = self
@@ -95,10 +97,9 @@ impl Actor {
         debug!(peer = ?dial.peer, %error, "dial failed");
         let each = |failure| dial.addresses.iter().map(|address| (address.clone(), failure)).collect::<Vec<_>>();
         let failures = match error {
-            DialError::Transport(errors) => errors
-                .iter()
-                .map(|(address, error)| (address.clone(), failure_of(error)))
-                .collect(),
+            DialError::Transport(errors) => {
+                errors.iter().map(|(address, error)| (address.clone(), failure_of(error))).collect()
+            }
             DialError::WrongPeerId { .. } => each(DialFailure::WrongPeer),
             DialError::LocalPeerId { .. } => each(DialFailure::Myself),
             _ => Vec::new(),
@@ -164,7 +165,9 @@ mod tests {
         let mut swarm: Swarm<dummy::Behaviour> = kit::swarm(kit::keys(&[1]), |_| dummy::Behaviour);
         swarm.dial(address).unwrap();
         loop {
-            if let SwarmEvent::OutgoingConnectionError { error: DialError::Transport(errors), .. } = swarm.select_next_some().await {
+            if let SwarmEvent::OutgoingConnectionError { error: DialError::Transport(errors), .. } =
+                swarm.select_next_some().await
+            {
                 return failure_of(&errors[0].1);
             }
         }

@@ -15,7 +15,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::Notify;
 use tokio::time::timeout;
 
-use crate::mesh::{Codec, NodeName, PeerId, Topic};
+use crate::mesh::{Codec, NodeName, Topic};
 use crate::wire::frame::{self, BadFrame, Frame, INLINE, Message, MessageHead};
 use crate::wire::message::{BadMessage, DataHello, PROTOCOL, Received, decode, encode_block};
 use crate::wire::{TooLong, split_block};
@@ -26,7 +26,6 @@ pub(crate) struct Link(Arc<Shared>);
 
 #[derive(Debug)]
 struct Shared {
-    peer: PeerId,
     epoch: u64,
     limits: LinkLimits,
     queue: Mutex<Queue>,
@@ -107,13 +106,9 @@ pub(crate) struct Remains {
 }
 
 impl Link {
-    pub(crate) fn new(peer: PeerId, epoch: u64, limits: LinkLimits) -> Self {
+    pub(crate) fn new(epoch: u64, limits: LinkLimits) -> Self {
         let queue = Mutex::new(Queue::default());
-        Self(Arc::new(Shared { peer, epoch, limits, queue, filled: Notify::new(), drained: Notify::new() }))
-    }
-
-    pub(crate) fn peer(&self) -> PeerId {
-        self.0.peer
+        Self(Arc::new(Shared { epoch, limits, queue, filled: Notify::new(), drained: Notify::new() }))
     }
 
     /// The number that stands for a topic on this link. Announced at the first call.
@@ -393,7 +388,8 @@ impl Inlet {
         S: AsyncRead + AsyncWrite + Unpin,
     {
         let mut received = BytesMut::new();
-        let hello = timeout(HELLO_TIMEOUT, read_hello(&mut stream, &mut received)).await.map_err(|_| LinkError::Silent)??;
+        let hello =
+            timeout(HELLO_TIMEOUT, read_hello(&mut stream, &mut received)).await.map_err(|_| LinkError::Silent)??;
         if !self.open(hello.epoch) {
             return Err(LinkError::OldEpoch);
         }
@@ -526,10 +522,6 @@ mod tests {
 
     const ROOM: LinkLimits = LinkLimits { frames: 4096, bytes: 8 << 20 };
 
-    fn peer() -> PeerId {
-        PeerId::from_bytes([1; 32])
-    }
-
     fn topic() -> Topic {
         Topic::new("a/b").unwrap()
     }
@@ -538,7 +530,16 @@ mod tests {
         let (topic, name) = (topic(), NodeName::new("sender").unwrap());
         let (alias, payload) = (link.alias(&topic), Bytes::copy_from_slice(payload));
         let targets = &[0];
-        link.try_push(&Outgoing { topic: &topic, alias, from: 0, from_name: &name, seq, codec: Codec::Bytes, targets, payload: &payload })
+        link.try_push(&Outgoing {
+            topic: &topic,
+            alias,
+            from: 0,
+            from_name: &name,
+            seq,
+            codec: Codec::Bytes,
+            targets,
+            payload: &payload,
+        })
     }
 
     /// Keeps what a stream brought.
@@ -572,7 +573,7 @@ mod tests {
             link.flushed().await;
             link.close();
         };
-        let back = Link::new(peer(), 1, ROOM);
+        let back = Link::new(1, ROOM);
         let (written, read, ()) = tokio::join!(
             link.write(async { Ok(ours) }),
             inlet.read(theirs, 1 << 20, &back, &mut kept, || ()),
@@ -584,7 +585,7 @@ mod tests {
 
     #[tokio::test]
     async fn messages_of_all_sizes_arrive_whole_and_in_order() {
-        let link = Link::new(peer(), 1, ROOM);
+        let link = Link::new(1, ROOM);
         let sizes = [0, 1, 64, JOIN_UP_TO, JOIN_UP_TO + 1, 100_000, 3, 1 << 20];
         for (seq, size) in sizes.iter().enumerate() {
             push(&link, seq as u64, &vec![seq as u8; *size]).unwrap();
@@ -600,12 +601,12 @@ mod tests {
 
     #[tokio::test]
     async fn a_full_link_refuses_and_says_when_there_is_room() {
-        let link = Link::new(peer(), 1, LinkLimits { frames: 4, bytes: 1 << 20 });
+        let link = Link::new(1, LinkLimits { frames: 4, bytes: 1 << 20 });
         let refused = (0..10).find_map(|seq| push(&link, seq, b"x").err());
         assert_eq!(refused, Some(Refused::Full));
         let mut changed = pin!(link.changed());
         changed.as_mut().enable();
-        let (inlet, back, mut kept) = (Inlet::default(), Link::new(peer(), 1, ROOM), Kept::default());
+        let (inlet, back, mut kept) = (Inlet::default(), Link::new(1, ROOM), Kept::default());
         let (ours, theirs) = duplex(1000);
         let waiting = async {
             changed.await;
@@ -622,7 +623,7 @@ mod tests {
 
     #[test]
     fn one_message_over_the_byte_limit_is_taken_alone() {
-        let link = Link::new(peer(), 1, LinkLimits { frames: 100, bytes: 10 });
+        let link = Link::new(1, LinkLimits { frames: 100, bytes: 10 });
         link.queue().introduced.insert(0);
         link.queue().last_from = Some(0);
         link.queue().aliases.insert(topic(), 1);
@@ -632,7 +633,7 @@ mod tests {
 
     #[test]
     fn a_paused_topic_is_refused_for_that_node_alone() {
-        let link = Link::new(peer(), 1, ROOM);
+        let link = Link::new(1, ROOM);
         link.set_paused(0, topic(), true);
         assert_eq!(push(&link, 1, b""), Err(Refused::Paused));
         link.set_paused(0, topic(), false);
@@ -642,7 +643,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_closed_link_says_what_it_left_undone() {
-        let link = Link::new(peer(), 7, ROOM);
+        let link = Link::new(7, ROOM);
         push(&link, 1, b"x").unwrap();
         push(&link, 2, b"x").unwrap();
         assert_eq!(link.close(), Remains { epoch: 7, unsent: 2, taken: 0 });
@@ -653,14 +654,14 @@ mod tests {
 
     #[tokio::test]
     async fn once_a_newer_stream_is_read_an_older_one_is_not() {
-        let (inlet, link) = (Inlet::default(), Link::new(peer(), 5, ROOM));
+        let (inlet, link) = (Inlet::default(), Link::new(5, ROOM));
         push(&link, 1, b"x").unwrap();
         assert!(carry(&link, &inlet, 1000).await.1.is_ok());
-        let old = Link::new(peer(), 4, ROOM);
+        let old = Link::new(4, ROOM);
         push(&old, 2, b"x").unwrap();
         let (ours, theirs) = duplex(1000);
         let mut kept = Kept::default();
-        let back = Link::new(peer(), 1, ROOM);
+        let back = Link::new(1, ROOM);
         let (written, read) =
             tokio::join!(old.write(async { Ok(ours) }), inlet.read(theirs, 100, &back, &mut kept, || ()));
         assert!(written.is_err() && matches!(read, Err(LinkError::OldEpoch)));
@@ -671,7 +672,7 @@ mod tests {
     #[tokio::test]
     async fn garbage_and_oversized_frames_end_the_stream() {
         for bad in [&[0, 0, 0, 1, 99][..], &[0xff, 0, 0, 0], &[0, 0, 0, 0]] {
-            let (inlet, mut kept, back) = (Inlet::default(), Kept::default(), Link::new(peer(), 1, ROOM));
+            let (inlet, mut kept, back) = (Inlet::default(), Kept::default(), Link::new(1, ROOM));
             let (mut ours, theirs) = duplex(1000);
             let hello = encode_block(&DataHello { protocol: PROTOCOL, epoch: 1 });
             ours.write_all(&[&hello[..], bad].concat()).await.unwrap();

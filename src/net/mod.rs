@@ -31,7 +31,6 @@ mod transport;
 pub(crate) use command::KeepAlive;
 pub use command::{RotateRefused, RotationError};
 pub(crate) use link::{Link, LinkLimits, MAX_ALIASES, MAX_INTRODUCED, Outgoing, Receive, Refused};
-pub use proof::WrongNetworkKey;
 pub(crate) use session::ControlSender;
 
 use self::command::Command;
@@ -97,7 +96,6 @@ impl Links {
 /// The peer, for those who use it. Cheap to clone. When the last one is dropped, the peer leaves the mesh.
 #[derive(Clone, Debug)]
 pub(crate) struct NetHandle {
-    me: PeerId,
     commands: mpsc::Sender<Command>,
     routes: watch::Receiver<Arc<Routes>>,
     events: broadcast::Sender<Event>,
@@ -156,18 +154,14 @@ pub(crate) async fn start(config: NetConfig, links: Links) -> Result<(NetHandle,
     let (commands, inbox) = mpsc::channel(COMMANDS);
     let (events, _) = broadcast::channel(EVENTS);
     let (ready, listening) = oneshot::channel();
-    let (actor, me, routes) = actor::Actor::start(config, links, inbox, events.clone(), ready)?;
+    let (actor, routes) = actor::Actor::start(config, links, inbox, events.clone(), ready)?;
     let task = tokio::spawn(actor.run());
     // With no interface up there is no address to wait for.
     let _ = tokio::time::timeout(FIRST_ADDRESS, listening).await;
-    Ok((NetHandle { me, commands, routes, events }, task))
+    Ok((NetHandle { commands, routes, events }, task))
 }
 
 impl NetHandle {
-    pub(crate) fn me(&self) -> PeerId {
-        self.me
-    }
-
     /// Where sends go now.
     pub(crate) fn routes(&self) -> &watch::Receiver<Arc<Routes>> {
         &self.routes
@@ -186,11 +180,7 @@ impl NetHandle {
     }
 
     /// Lets a node listen until the [`KeepAlive`] is dropped.
-    pub(crate) async fn listen(
-        &self,
-        node: u32,
-        filter: TopicFilter,
-    ) -> Result<Result<KeepAlive, LimitError>, Closed> {
+    pub(crate) async fn listen(&self, node: u32, filter: TopicFilter) -> Result<Result<KeepAlive, LimitError>, Closed> {
         let (keep, alive) = oneshot::channel();
         let listening = self.ask(|reply| Command::Listen { node, filter, alive, reply }).await?;
         Ok(listening.map(|()| keep))

@@ -52,7 +52,7 @@ pub(crate) struct AdmittedBy(Arc<Mutex<VecDeque<(PeerId, KeyId)>>>);
 /// The two ends hold no common network key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("wrong network key")]
-pub struct WrongNetworkKey;
+pub(crate) struct WrongNetworkKey;
 
 /// Why a connection was not let in.
 #[derive(Debug, thiserror::Error)]

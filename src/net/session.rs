@@ -23,7 +23,7 @@ use super::link::{Inlet, Link, LinkError, LinkLimits, Receive, Remains};
 use super::streams::{ConnectionStreams, Lane, OpenError};
 use crate::mesh::{DownReason, Edition, PeerId, SignedRecord, Topic};
 use crate::wire::message::{
-    BadMessage, Beat, Control, Hello, MAX_CONTROL, PROTOCOL, decode, encode_block, read_record,
+    BadMessage, Beat, Control, Echo, Hello, MAX_CONTROL, PROTOCOL, decode, encode_block, read_record,
 };
 use crate::wire::{TooLong, split_block};
 
@@ -41,6 +41,8 @@ pub(super) struct Start {
     pub(super) limits: LinkLimits,
     pub(super) max_message: usize,
     pub(super) vitals: Arc<Vitals>,
+    /// When this process began to beat: all its sessions beat together.
+    pub(super) clock: Instant,
     /// The edition of our own record, for our beats.
     pub(super) edition: watch::Receiver<Edition>,
     pub(super) receiver: Box<dyn Receive>,
@@ -182,7 +184,7 @@ async fn live(start: Start, up: &mut Option<Link>) -> Result<std::convert::Infal
     }
 
     let record_edition = record.edition();
-    let link = Link::new(peer, start.epoch, start.limits);
+    let link = Link::new(start.epoch, start.limits);
     *up = Some(link.clone());
     let (blocks, mut outbox) = mpsc::channel(OUTBOX);
     let control = ControlSender { blocks, pauses: Arc::default() };
@@ -200,7 +202,6 @@ async fn live(start: Start, up: &mut Option<Link>) -> Result<std::convert::Infal
     let event = SessionEvent::Up { hello: Box::new(hello), record, link: link.clone(), control };
     events.send((connection, event)).await.map_err(|_| Ended::Closed)?;
 
-    let mut echo: Option<(u64, Instant)> = None;
     let mut known = record_edition;
     let silence = sleep_until((began + SILENCE).into());
     tokio::pin!(silence);
@@ -212,16 +213,21 @@ async fn live(start: Start, up: &mut Option<Link>) -> Result<std::convert::Infal
             block = lane.read() => {
                 heard(&vitals);
                 match decode(&block?)? {
-                    Control::Beat(beat) => {
-                        let arrived = now();
-                        if let Some(sent) = beat.echo {
-                            vitals.rtt.store(micros(began).saturating_sub(sent).max(1), Ordering::Relaxed);
+                    Control::Beat(Beat { time, rtt, edition }) if !leads => {
+                        if let Some(rtt) = rtt {
+                            vitals.rtt.store(rtt, Ordering::Relaxed);
                         }
-                        echo = Some((beat.time, arrived));
-                        if std::mem::replace(&mut known, beat.edition) != beat.edition {
-                            let event = SessionEvent::Edition(beat.edition);
-                            events.send((connection, event)).await.map_err(|_| Ended::Closed)?;
+                        let answer = Control::Echo(Echo { time, edition: *start.edition.borrow() });
+                        lane.write(&encode_block(&answer)).await?;
+                        note_edition(&mut known, edition, connection, &events).await?;
+                    }
+                    Control::Echo(Echo { time, edition }) if leads => {
+                        let first = vitals.rtt().is_none();
+                        vitals.rtt.store(micros(began).saturating_sub(time).max(1), Ordering::Relaxed);
+                        if first {
+                            beat.reset_immediately(); // so that the other side knows the round trip as well
                         }
+                        note_edition(&mut known, edition, connection, &events).await?;
                     }
                     Control::Pause { node, topic } => link.set_paused(node, topic, true),
                     Control::Resume { node, topic } => link.set_paused(node, topic, false),
@@ -257,9 +263,11 @@ async fn live(start: Start, up: &mut Option<Link>) -> Result<std::convert::Infal
                 Some((Lane::Control, _)) => debug!(%peer, "a second control stream: dropped"),
                 None => return Err(Ended::Closed),
             },
-            _ = beat.tick() => {
-                let echo = echo.take().map(|(time, arrived)| time + micros(arrived));
-                let beat = Beat { time: micros(began), echo, edition: *start.edition.borrow() };
+            _ = beat.tick(), if leads => {
+                // From the second on in step with all other sessions: one wake-up of the process for all its beats.
+                let beats = micros(start.clock) / BEAT.as_micros() as u64 + 1;
+                beat.reset_at((start.clock + BEAT * u32::try_from(beats).unwrap_or(u32::MAX)).into());
+                let beat = Beat { time: micros(began), rtt: vitals.rtt(), edition: *start.edition.borrow() };
                 lane.write(&encode_block(&Control::Beat(beat))).await?;
             }
             () = silence.as_mut() => {
@@ -279,6 +287,19 @@ async fn live(start: Start, up: &mut Option<Link>) -> Result<std::convert::Infal
             ended = tasks.join_next(), if !tasks.is_empty() => data_ended(ended)?,
         }
     }
+}
+
+/// Passes on which edition of its record the peer has, if that is news.
+async fn note_edition(
+    known: &mut Edition,
+    edition: Edition,
+    connection: ConnectionId,
+    events: &mpsc::Sender<(ConnectionId, SessionEvent)>,
+) -> Result<(), Ended> {
+    if std::mem::replace(known, edition) != edition {
+        events.send((connection, SessionEvent::Edition(edition))).await.map_err(|_| Ended::Closed)?;
+    }
+    Ok(())
 }
 
 fn data_ended(ended: Option<Result<Result<(), Ended>, JoinError>>) -> Result<(), Ended> {
@@ -348,7 +369,7 @@ fn micros(since: Instant) -> u64 {
     now().saturating_duration_since(since).as_micros() as u64
 }
 
-/// Time between beats. One may be lost and the next late before a peer is given up.
+/// Time between beats. The lower id beats, the other answers. One may be lost and the next late before a peer is given up.
 const BEAT: Duration = Duration::from_secs(1);
 /// Silence after which a peer is gone: a dead host is noticed within three seconds.
 const SILENCE: Duration = Duration::from_millis(2700);

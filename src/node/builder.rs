@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
 use super::{Host, ListenError, ListenOptions, Node, Overflow};
-use crate::config::{Config, ConfigError};
+use crate::config::{Config, ConfigError, Home, Layers};
 use crate::keys::{IdentityKey, KeyError, KeyRing, NetworkKey};
 use crate::mesh::{BadName, MeshName, NodeName};
 use crate::net::{self, LinkLimits, Links, NetConfig, NetError};
@@ -153,9 +153,9 @@ impl Builder {
     pub async fn start(self) -> Result<Node, StartError> {
         let (name, mesh) = (NodeName::new(&self.name)?, MeshName::new(&self.mesh)?);
         let folder = self.home.as_ref().map(|home| home.join(mesh.as_str()));
-        let config = match (self.config, &folder) {
+        let config = match (self.config, &self.home) {
             (Some(config), _) => config,
-            (None, Some(folder)) => Config::from_file(folder.join("config.toml"))?,
+            (None, Some(home)) => Layers::default().load(&Home::new(home), &mesh)?.config,
             (None, None) => Config::default(),
         };
         let config = self.changes.into_iter().fold(config, |mut config, change| {
@@ -186,8 +186,7 @@ impl Builder {
         let host_name = host_name();
         let links = Links::default();
         let max_message = limits.message_bytes.get();
-        let pubsub =
-            Arc::new(PubSub::new(host_name.clone(), links.clone(), max_message, config.times.send_timeout));
+        let pubsub = Arc::new(PubSub::new(host_name.clone(), links.clone(), max_message, config.times.send_timeout));
         let receiving = Arc::clone(&pubsub);
         let net_config = NetConfig {
             mesh: mesh.clone(),

@@ -27,8 +27,8 @@ pub use crate::protocol::subscription::{ListenOptions, Overflow};
 use crate::keys::Ticket;
 use crate::mesh::engine::LimitError;
 use crate::mesh::{
-    BadName, Codec, Identity, KeyInfo, MeshName, NodeId, NodeInfo, NodeName, PeerId, PeerInfo, SendReport, Status, Topic,
-    TopicFilter, TopicInfo,
+    BadName, Codec, Identity, KeyInfo, MeshName, NodeId, NodeInfo, NodeName, PeerId, PeerInfo, SendReport, Status,
+    Topic, TopicFilter, TopicInfo,
 };
 use crate::net::{Closed, KeepAlive, NetHandle, RotationError};
 use crate::protocol::pubsub::{Outlet, PubSub};
@@ -182,7 +182,11 @@ impl Node {
     ///
     /// # Errors
     /// As for [`Node::send`].
-    pub async fn send_with<T: Serialize>(&self, topic: &str, make: impl FnOnce() -> T) -> Result<SendReport, SendError> {
+    pub async fn send_with<T: Serialize>(
+        &self,
+        topic: &str,
+        make: impl FnOnce() -> T,
+    ) -> Result<SendReport, SendError> {
         self.publisher(topic)?.send_with(make).await
     }
 

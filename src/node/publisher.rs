@@ -86,9 +86,7 @@ impl Publisher {
     /// Waits until at least `count` nodes listen. Gives how many do, when that is so or when time is up.
     pub async fn wait_for_listeners(&self, count: usize, patience: Duration) -> usize {
         let mut routes = self.node.0.host.net.routes().clone();
-        let enough = async {
-            while self.listeners() < count && routes.changed().await.is_ok() {}
-        };
+        let enough = async { while self.listeners() < count && routes.changed().await.is_ok() {} };
         let _ = timeout(patience, enough).await; // either way, the count is the answer
         self.listeners()
     }

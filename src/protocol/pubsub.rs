@@ -355,7 +355,8 @@ impl Sending<'_> {
                     targets.iter().for_each(|target| self.give(way, peer, &[*target]));
                 }
                 Err(refused) => {
-                    let why = if refused == Refused::Full { DropReason::LinkFull } else { DropReason::SubscriptionFull };
+                    let why =
+                        if refused == Refused::Full { DropReason::LinkFull } else { DropReason::SubscriptionFull };
                     let via = Via::Link(link.clone(), *alias);
                     self.waiting.push(Waiting { via, targets: targets.to_vec(), peer, why });
                 }
@@ -411,7 +412,6 @@ impl Sending<'_> {
         if timeout.is_zero() {
             return self.give_up();
         }
-        #[expect(clippy::disallowed_methods, reason = "the deadline of one send, read only when it has to wait")]
         let deadline = Instant::now() + timeout;
         for Waiting { via, targets, peer, mut why } in std::mem::take(&mut self.waiting) {
             let given = loop {

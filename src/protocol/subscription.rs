@@ -219,10 +219,13 @@ impl Inbox {
     }
 }
 
+/// One subscription of a node.
+type Listening = (TopicFilter, Arc<Inbox>);
+
 /// The inboxes of this peer's nodes.
 #[derive(Debug, Default)]
 pub(crate) struct Inboxes {
-    by_node: RwLock<HashMap<u32, Vec<(TopicFilter, Arc<Inbox>)>>>,
+    by_node: RwLock<HashMap<u32, Vec<Listening>>>,
     generation: AtomicU64,
 }
 
@@ -247,7 +250,10 @@ impl Inboxes {
     pub(crate) fn matching(&self, node: u32, topic: &Topic) -> Vec<Arc<Inbox>> {
         let by_node = self.by_node.read().unwrap_or_else(PoisonError::into_inner);
         let inboxes = by_node.get(&node).into_iter().flatten();
-        inboxes.filter(|(filter, inbox)| filter.matches(topic) && !inbox.is_closed()).map(|(_, inbox)| Arc::clone(inbox)).collect()
+        inboxes
+            .filter(|(filter, inbox)| filter.matches(topic) && !inbox.is_closed())
+            .map(|(_, inbox)| Arc::clone(inbox))
+            .collect()
     }
 
     /// What is there can still be read; then every subscription ends.

@@ -17,12 +17,14 @@ use crate::mesh::{Edition, MAX_RECORD, PeerId, Record, Sign, SignedRecord};
 pub(crate) enum Control {
     /// The first message in either direction.
     Hello(Hello),
-    /// Sent every second: I live.
+    /// Sent every second by the peer of the lower id: I live.
     Beat(Beat),
+    /// The answer, at once: so do I.
+    Echo(Echo),
     /// What the sender knows of the mesh.
     Digest { known: Vec<WireKnown>, answer: bool },
-    /// Signed records, each with the milliseconds since its peer's last sign of life.
-    Records(Vec<(u64, Bytes)>),
+    /// Signed records of which the receiver may know some.
+    Records(Vec<WireRecord>),
     /// Please send me the records of these.
     Want(Vec<PeerId>),
     /// The network key was rotated: this is the new one.
@@ -53,10 +55,19 @@ pub(crate) struct Hello {
 /// A sign of life, with what rides along.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub(crate) struct Beat {
-    /// The sender's clock in microseconds; comes back in `echo`.
+    /// The sender's clock in microseconds, to come back in the answer.
     pub(crate) time: u64,
-    /// The `time` of the last beat received, plus how long it has lain here, in microseconds.
-    pub(crate) echo: Option<u64>,
+    /// The last round trip that the sender measured, in microseconds.
+    pub(crate) rtt: Option<u64>,
+    /// The sender's record has this edition.
+    pub(crate) edition: Edition,
+}
+
+/// The answer to a beat.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub(crate) struct Echo {
+    /// The `time` of the beat.
+    pub(crate) time: u64,
     /// The sender's record has this edition.
     pub(crate) edition: Edition,
 }
@@ -73,6 +84,15 @@ pub(crate) struct Received {
 /// One entry of a digest, short.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub(crate) struct WireKnown(PeerId, u64, u64, u64);
+
+/// A signed record, with what tells whether it is worth verifying.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct WireRecord {
+    /// Whose it is, and in which edition, as the sender says.
+    pub(crate) known: WireKnown,
+    /// What the owner signed.
+    pub(crate) record: Bytes,
+}
 
 /// What travels by gossip.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -159,16 +179,23 @@ impl From<Say> for Control {
     fn from(say: Say) -> Self {
         match say {
             Say::Digest { known, answer } => {
-                let short = |known: Known| {
-                    WireKnown(known.peer, known.edition.incarnation, known.edition.version, millis(known.age))
-                };
-                Self::Digest { known: known.into_iter().map(short).collect(), answer }
+                Self::Digest { known: known.into_iter().map(WireKnown::from).collect(), answer }
             }
             Say::Records(records) => {
-                Self::Records(records.into_iter().map(|(age, signed)| (millis(age), signed.bytes().clone())).collect())
+                let entry = |(age, signed): (Duration, SignedRecord)| WireRecord {
+                    known: Known { peer: signed.peer(), edition: signed.edition(), age }.into(),
+                    record: signed.bytes().clone(),
+                };
+                Self::Records(records.into_iter().map(entry).collect())
             }
             Say::Want(peers) => Self::Want(peers),
         }
+    }
+}
+
+impl From<Known> for WireKnown {
+    fn from(known: Known) -> Self {
+        Self(known.peer, known.edition.incarnation, known.edition.version, millis(known.age))
     }
 }
 
@@ -176,11 +203,6 @@ impl From<WireKnown> for Known {
     fn from(WireKnown(peer, incarnation, version, age): WireKnown) -> Self {
         Self { peer, edition: Edition { incarnation, version }, age: Duration::from_millis(age.min(MAX_AGE_MS)) }
     }
-}
-
-/// How long ago a record's peer lived, as the sender says. Bounded, so that no arithmetic on instants overflows.
-pub(crate) fn age(millis: u64) -> Duration {
-    Duration::from_millis(millis.min(MAX_AGE_MS))
 }
 
 /// A value in CBOR.
@@ -203,7 +225,8 @@ pub(crate) fn encode_block<T: Serialize>(value: &T) -> Bytes {
 /// Reads a value.
 pub(crate) fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, BadMessage> {
     // Nothing that peers say nests deeply; without the limit, a few KiB of nested arrays would use up the stack.
-    ciborium::de::from_reader_with_recursion_limit(bytes, MAX_NESTING).map_err(|error| BadMessage::Malformed(error.to_string()))
+    ciborium::de::from_reader_with_recursion_limit(bytes, MAX_NESTING)
+        .map_err(|error| BadMessage::Malformed(error.to_string()))
 }
 
 fn put<T: Serialize>(value: &T, out: &mut impl io::Write) {
@@ -227,7 +250,7 @@ pub(crate) const MAX_CONTROL: usize = MAX_SIGNED_RECORD + (64 << 10);
 pub(crate) const MAX_GOSSIP_RECORD: usize = 32 << 10;
 const MAX_SIGNED_RECORD: usize = MAX_RECORD + 256;
 const MAX_NESTING: usize = 32;
-/// A day: far longer than any record is kept.
+/// A day: far longer than any record is kept. Bounded, so that no arithmetic on instants overflows.
 const MAX_AGE_MS: u64 = 86_400_000;
 const LABEL: &[u8] = b"meshd/record/1";
 
