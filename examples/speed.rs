@@ -4,6 +4,8 @@
 //! Messages are counted where they arrive. Rounds are interleaved, medians are shown: one machine's numbers vary, their
 //! ratios less.
 
+#![expect(clippy::print_stdout, clippy::print_stderr, reason = "a measurement prints what it measured")]
+
 use std::error::Error;
 use std::future::poll_fn;
 use std::io::{BufRead, BufReader as StdBufReader};

@@ -12,7 +12,7 @@ use libp2p::{Multiaddr, Swarm, gossipsub, kad};
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
-use tokio::time::sleep_until;
+use tokio::time::{sleep_until, timeout};
 use tracing::{debug, info, warn};
 
 use super::addresses::{is_loopback, is_public, parse, tcp_port, with_ports};
@@ -615,11 +615,21 @@ impl Actor {
             }
         };
         tokio::select! {
-            _ = tokio::time::timeout(FLUSH, flush) => {}
+            _ = timeout(FLUSH, flush) => {}
             () = drive => {}
         }
-        // 2. Sessions end, links refuse.
+        // 2. Connections close in order: what their streams still hold goes out first.
         self.connections.values().for_each(Connection::abort);
+        let ids: Vec<ConnectionId> = self.connections.keys().copied().collect();
+        ids.into_iter().for_each(|id| drop(self.swarm.close_connection(id)));
+        let closed = async {
+            while !self.connections.is_empty() {
+                if let SwarmEvent::ConnectionClosed { connection_id, .. } = self.swarm.select_next_some().await {
+                    self.connections.remove(&connection_id);
+                }
+            }
+        };
+        let _ = timeout(CLOSE, closed).await; // who does not take our last bytes is left behind
         // 3. Multicast goodbye.
         if let Some(mdns) = self.mdns.take() {
             mdns.shutdown().await;
@@ -650,3 +660,5 @@ const GOODBYE: Duration = Duration::from_millis(50);
 const MORE_ADDRESSES: Duration = Duration::from_millis(10);
 /// Time for what is queued on links at the end.
 const FLUSH: Duration = Duration::from_secs(3);
+/// Time for connections to close.
+const CLOSE: Duration = Duration::from_millis(500);

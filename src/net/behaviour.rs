@@ -1,5 +1,6 @@
 //! What runs on every connection.
 
+use std::num::NonZeroUsize;
 use std::time::Duration;
 
 use libp2p::gossipsub::{self, IdentTopic, MessageAuthenticity, ValidationMode};
@@ -59,6 +60,7 @@ fn kademlia(key: &Keypair) -> kad::Behaviour<MemoryStore> {
     let me = key.public().to_peer_id();
     let mut config = kad::Config::new(StreamProtocol::new("/meshd/kad/1"));
     config
+        .set_kbucket_size(BUCKET) // the table is allocated whole
         .set_kbucket_inserts(kad::BucketInserts::Manual) // only linked members, see the event loop
         .set_periodic_bootstrap_interval(None) // the event loop asks when the mesh changed
         .set_record_filtering(kad::StoreInserts::FilterBoth) // nothing is stored for others
@@ -70,6 +72,8 @@ fn kademlia(key: &Keypair) -> kad::Behaviour<MemoryStore> {
     kad
 }
 
+/// Entries in each of the 256 buckets. The table leads to a first few members; their records lead to all others.
+const BUCKET: NonZeroUsize = NonZeroUsize::new(4).expect("not zero");
 const IDENTIFY: &str = "/meshd/1";
 /// Nothing in it changes while a connection lives.
 const RARELY: Duration = Duration::from_secs(24 * 60 * 60);

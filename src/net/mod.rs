@@ -231,6 +231,6 @@ impl NetHandle {
 /// Requests that wait for the event loop. When full, who asks waits.
 const COMMANDS: usize = 256;
 /// Events that a slow watcher may be behind. Beyond, it is told how many it missed.
-const EVENTS: usize = 4096;
+const EVENTS: usize = 1024;
 /// How long a start waits for the system to name an address.
 const FIRST_ADDRESS: Duration = Duration::from_millis(500);

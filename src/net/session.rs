@@ -323,6 +323,9 @@ impl ControlLane {
 
     /// The next block. Nothing is lost when this is cancelled.
     async fn read(&mut self) -> Result<Bytes, Ended> {
+        if self.received.is_empty() {
+            self.received = BytesMut::new(); // what is quiet most of the time keeps no buffer
+        }
         read_block(&mut self.stream, &mut self.received).await
     }
 

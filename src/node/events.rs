@@ -5,7 +5,7 @@ use tokio::sync::broadcast::error::RecvError;
 
 use crate::mesh::Event;
 
-/// What happens from the moment of [`Node::events`](super::Node::events) on. Bounded: who is 4096 events behind is told how
+/// What happens from the moment of [`Node::events`](super::Node::events) on. Bounded: who is 1024 events behind is told how
 /// many it missed.
 #[derive(Debug)]
 pub struct Events(broadcast::Receiver<Event>);

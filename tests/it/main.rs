@@ -1,5 +1,14 @@
 //! Real peers on loopback, found through a runtime directory of their own; one binary, because linking takes long.
+//!
+//! Behaviours that other systems of this kind promise, or fail to keep, have ids such as `E-LB`; the test that covers one
+//! names it.
 #![expect(clippy::unwrap_used, reason = "tests")]
 
 mod cluster;
+mod daemon;
+mod keys;
+mod membership;
 mod sending;
+mod strangers;
+mod subscriptions;
+mod tidy;

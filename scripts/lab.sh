@@ -1,0 +1,44 @@
+#!/usr/bin/env bash
+# Real daemons on hosts that are network namespaces, through cut cables, strangers and new keys: what must hold, and how
+# long it takes. Usage: scripts/lab.sh [--only WORD].. [--bin PATH] [--quick] [--list]
+#
+# Everything runs in namespaces of its own, processes and network included: nothing of this machine's network is
+# touched, and whatever ends the lab ends all that it started.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+skip() {
+    echo "lab: skipped: $1"
+    exit 0
+}
+
+install() {
+    command -v apt-get >/dev/null || skip "needs $1, and there is no apt-get to install it"
+    echo "lab: installing $1" >&2
+    { apt-get update && apt-get install --yes --no-install-recommends "$1"; } >&2 || skip "needs $1"
+}
+
+[ "$(uname -s)" = Linux ] || skip "needs Linux"
+[ "$(id -u)" = 0 ] || skip "needs root"
+command -v ip >/dev/null || install iproute2
+command -v python3 >/dev/null || install python3
+command -v unshare >/dev/null || install util-linux
+alone=(unshare --mount --pid --fork --kill-child --mount-proc --net --ipc)
+"${alone[@]}" ip link set lo up 2>/dev/null || skip "needs root that may make namespaces"
+
+bin=${MESHD_BIN:-}
+arguments=()
+while [ $# -gt 0 ]; do
+    case $1 in
+        --bin) bin=${2:?--bin takes a path} && shift 2 ;;
+        --bin=*) bin=${1#--bin=} && shift ;;
+        *) arguments+=("$1") && shift ;;
+    esac
+done
+if [ -z "$bin" ]; then
+    bin=${CARGO_TARGET_DIR:-target}/release/meshd
+    [ -x "$bin" ] || cargo build --locked --release --bin meshd
+fi
+[ -x "$bin" ] || { echo "lab: no program at $bin" >&2 && exit 2; }
+
+exec "${alone[@]}" python3 -B scripts/lab --bin "$(realpath "$bin")" "${arguments[@]}"

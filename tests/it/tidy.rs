@@ -1,0 +1,159 @@
+//! Rules of the source tree that the compiler cannot check.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// What a part of `src/` may not mention. Imports point one way: mesh, wire, net, protocol, node, daemon, cli.
+const FORBIDDEN: &[(&str, &[&str])] = &[
+    ("mesh", &["tokio::", "libp2p::", "std::net", "std::fs", "::now()", "rand::rng()"]),
+    ("mesh", &["crate::wire", "crate::keys", "crate::config", "crate::net"]),
+    ("mesh", &["crate::protocol", "crate::node", "crate::socket", "crate::daemon", "crate::cli"]),
+    ("keys", &["tokio::", "libp2p::", "crate::wire", "crate::net", "crate::protocol", "crate::node", "crate::cli"]),
+    ("wire", &["tokio::", "libp2p::", "std::fs", "std::net", "crate::config", "crate::net", "crate::protocol"]),
+    ("wire", &["crate::node", "crate::socket", "crate::daemon", "crate::cli"]),
+    ("config", &["tokio::", "libp2p::", "crate::net", "crate::protocol", "crate::node", "crate::daemon", "crate::cli"]),
+    (
+        "config.rs",
+        &["tokio::", "libp2p::", "crate::net", "crate::protocol", "crate::node", "crate::daemon", "crate::cli"],
+    ),
+    ("net", &["crate::config", "crate::protocol", "crate::node", "crate::socket", "crate::daemon", "crate::cli"]),
+    ("protocol", &["libp2p::", "crate::config", "crate::keys", "crate::node", "crate::daemon", "crate::cli"]),
+    ("node", &["libp2p::", "crate::socket", "crate::daemon", "crate::cli"]),
+    ("socket.rs", &["libp2p::", "crate::mesh", "crate::net", "crate::node", "crate::daemon", "crate::cli"]),
+    ("daemon", &["libp2p::", "crate::net", "crate::protocol", "crate::cli"]),
+    ("cli", &["libp2p::", "crate::net", "crate::protocol", "crate::node", "crate::mesh::engine"]),
+];
+
+/// Files that may have more lines of code than [`MOST_LINES`], and why.
+const LONG: &[(&str, usize, &str)] =
+    &[("net/actor.rs", 640, "the event loop: one method per thing that happens; the decisions are elsewhere")];
+
+/// Lines of a file, tests apart. A longer one has a second noun in it.
+const MOST_LINES: usize = 600;
+
+#[test]
+fn imports_point_one_way() {
+    for (part, words) in FORBIDDEN {
+        let part = sources().join(part);
+        let files = if part.is_dir() { rust_files(&part) } else { vec![part] };
+        for file in files {
+            let text = code(&file);
+            for (number, line) in lines_of_code(&text) {
+                let found = words.iter().find(|word| line.contains(*word));
+                assert_eq!(found, None, "{}:{number}: {line}", file.display());
+            }
+        }
+    }
+}
+
+#[test]
+fn protocols_do_not_know_each_other() {
+    // Pings travel with messages: pubsub reads both.
+    let (known, folder) = ([("pubsub.rs", "ping"), ("pubsub.rs", "subscription")], sources().join("protocol"));
+    let files = rust_files(&folder);
+    let names: Vec<String> = files.iter().map(|file| stem(file)).filter(|name| name != "mod").collect();
+    for file in &files {
+        let text = code(file);
+        for (number, line) in lines_of_code(&text) {
+            for name in names.iter().filter(|name| stem(file) != **name) {
+                let mentions = [format!("super::{name}"), format!("crate::protocol::{name}")];
+                let allowed = known.iter().any(|(from, to)| file.ends_with(from) && name == to);
+                let found = mentions.iter().any(|mention| line.contains(mention));
+                assert!(!found || allowed, "{}:{number}: {line}", file.display());
+            }
+        }
+    }
+}
+
+#[test]
+fn only_tests_unwrap() {
+    for file in rust_files(&sources()) {
+        let text = code(&file);
+        for (number, line) in lines_of_code(&text) {
+            assert!(!line.contains(".unwrap()"), "{}:{number}: {line}", file.display());
+        }
+    }
+}
+
+#[test]
+fn only_the_output_of_the_command_line_prints() {
+    for file in rust_files(&sources()) {
+        if file.ends_with("cli/output.rs") {
+            continue;
+        }
+        let text = code(&file);
+        for (number, line) in lines_of_code(&text) {
+            let prints = ["println!", "print!(", "dbg!(", "io::stdout()", "io::stderr()"];
+            assert!(!prints.iter().any(|print| line.contains(print)), "{}:{number}: {line}", file.display());
+        }
+    }
+}
+
+#[test]
+fn no_queue_is_unbounded() {
+    for file in rust_files(&sources()) {
+        let text = code(&file);
+        for (number, line) in lines_of_code(&text) {
+            let unbounded = ["unbounded_channel", "mpsc::unbounded", "UnboundedSender", "mpsc::channel()"];
+            assert!(!unbounded.iter().any(|word| line.contains(word)), "{}:{number}: {line}", file.display());
+        }
+    }
+}
+
+#[test]
+fn files_are_short_enough_to_hold_one_noun() {
+    let mut long = Vec::new();
+    for file in rust_files(&sources()) {
+        let name = file.strip_prefix(sources()).unwrap().to_owned();
+        let most = LONG.iter().find(|(known, ..)| name == Path::new(known)).map_or(MOST_LINES, |(_, most, _)| *most);
+        let lines = code(&file).lines().count();
+        if lines > most {
+            long.push(format!("{}: {lines} lines of at most {most}", name.display()));
+        }
+    }
+    assert!(long.is_empty(), "{long:#?}");
+}
+
+/// Lines that are not comments, with their numbers.
+fn lines_of_code(text: &str) -> impl Iterator<Item = (usize, &str)> {
+    text.lines().enumerate().filter(|(_, line)| !line.trim_start().starts_with("//")).map(|(at, line)| (at + 1, line))
+}
+
+/// The text of a file up to its tests; nothing of one that is there for tests only.
+fn code(file: &Path) -> String {
+    if is_for_tests(file) {
+        return String::new();
+    }
+    let text = fs::read_to_string(file).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
+    let modules = ["mod ", "pub(crate) mod "].map(|module| text.find(&format!("\n#[cfg(test)]\n{module}")));
+    let tests = modules.into_iter().flatten().min().unwrap_or(text.len());
+    text[..tests].to_owned()
+}
+
+/// Whether the module is declared under `cfg(test)`.
+fn is_for_tests(file: &Path) -> bool {
+    let Ok(parent) = fs::read_to_string(file.with_file_name("mod.rs")) else { return false };
+    let declared = format!("mod {};", stem(file));
+    let mut lines = parent.lines().map(str::trim);
+    let mut before = "";
+    lines.any(|line| {
+        let found = line.ends_with(&declared) && before == "#[cfg(test)]";
+        before = line;
+        found
+    })
+}
+
+fn stem(file: &Path) -> String {
+    file.file_stem().unwrap().to_string_lossy().into_owned()
+}
+
+fn sources() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("src")
+}
+
+fn rust_files(folder: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
+    let paths = entries.map(|entry| entry.unwrap().path());
+    let files = paths.flat_map(|path| if path.is_dir() { rust_files(&path) } else { vec![path] });
+    files.filter(|path| path.extension().is_some_and(|extension| extension == "rs")).collect()
+}
