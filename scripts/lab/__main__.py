@@ -6,7 +6,7 @@ import signal
 import sys
 from pathlib import Path
 
-import discovery, errors, failures, isolation, keys  # noqa: E401, F401  each adds its checks
+import discovery, errors, failures, isolation, keys, topics  # noqa: E401, F401  each adds its checks
 from checks import CHECKS, Say, now
 from hosts import Lab
 

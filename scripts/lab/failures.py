@@ -1,6 +1,7 @@
 """Cut cables, dead processes, partitions, orderly ends."""
 
 import json
+import signal
 
 from checks import check, lasts, ms, now, secs, until
 from hosts import numbers
@@ -192,3 +193,74 @@ def unreachable(lab, say):
     in_view = json.loads(sender.out[-1][1])["matched"] == 2 and now() - pulled < 3
     say.holds(max(took) <= 0.1, "an unreachable peer delays no message to another: 100 messages right after its cable was pulled", f"slowest {ms(max(took))}, all in {secs(sum(took))}")
     say.holds(in_view, "(the unreachable peer was in the view all that time)", sender.out[-1][1])
+
+
+@check("late-network")
+def late_network(lab, say):
+    """the network comes up after the daemon"""
+    switch = lab.switch()
+    hosts = lab.lan("early", "late", switch=switch)
+    early, late = hosts
+    late.cable.pull()
+    late.space.ip(f"address del {late.address}/24 dev eth0", "link set eth0 down")
+    early.run()
+    late.run()
+    for bootstrap in ("first", "again"):
+        late.cable.plug()
+        late.space.ip("link set eth0 up", f"address add {late.address}/24 dev eth0")
+        came = now()
+        met = max(lab.meet(hosts, 40)) - came
+        say.holds(met <= 5, f"a network that comes up {'after the daemon' if bootstrap == 'first' else 'again'}: linked within 5 s", secs(met))
+        late.cable.pull()
+        late.space.ip(f"address del {late.address}/24 dev eth0", "link set eth0 down")
+        early.sees([])
+
+
+@check("new-address")
+def new_address(lab, say):
+    """a host gets another address"""
+    hosts = lab.lan("alder", "birch", "mover")
+    mover = hosts[2]
+    for host in hosts:
+        host.run()
+    lab.meet(hosts)
+    listener = mover.listen("t")
+    hosts[0].heard("t", 1)
+    mover.space.ip(f"address del {mover.address}/24 dev eth0", "address add 10.77.1.99/24 dev eth0")
+    moved = now()
+
+    def at_new():
+        return all(any("10.77.1.99" in a for a in peer["addresses"]) for host in hosts[:2] for peer in host.ask("peers") if peer["host"] == "mover") and len(hosts[0].peers()) == len(hosts[1].peers()) == 2
+
+    until(lambda: f"linked by the new address: {[host.ask('peers') for host in hosts]}", 40, at_new)
+    known = now() - moved
+    say.holds(known <= 8, "a host gets another address: all are linked by it within 8 s", secs(known))
+    code, _, err = hosts[0].meshd("send", "t", "hello")
+    listener.wait_json(5, lambda message: message.get("data") == "hello")
+    say.holds(code == 0, "a message reaches it there", evidence=err)
+
+
+@check("frozen")
+def frozen(lab, say):
+    """a process stands still for a while"""
+    hosts = lab.lan("alder", "birch", "sleeper")
+    for host in hosts:
+        host.run()
+    lab.meet(hosts)
+    hosts[2].listen("jobs", "--name", "work")
+    awake = hosts[1].listen("jobs", "--name", "work")
+    until("both are seen", 5, lambda: any(entry["nodes"] == 2 for entry in hosts[0].ask("topics")))
+    sleeper = hosts[2].daemon.popen
+    sleeper.send_signal(signal.SIGSTOP)
+    asleep = now()
+    lab.together([lambda host=host: host.sees([other for other in hosts[:2] if other is not host]) for host in hosts[:2]])
+    gone = now() - asleep
+    say.holds(gone <= 3, "a daemon that stands still is out of the routes within 3 s", secs(gone))
+    code, _, err = hosts[0].meshd("send", "jobs", "x", "--repeat", "10")
+    until("the other worker gets all", 5, lambda: sum(m.get("data") == "x" for _, m in awake.objects()) == 10)
+    say.holds(code == 0, "all messages go to the other worker", evidence=err)
+    lasts(6 - (now() - asleep))
+    sleeper.send_signal(signal.SIGCONT)
+    woken = now()
+    met = max(lab.meet(hosts, 40)) - woken
+    say.holds(met <= 5, "after 6 s it goes on: linked to all within 5 s", secs(met))

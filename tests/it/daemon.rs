@@ -267,8 +267,11 @@ fn a_ticket_is_all_that_another_machine_needs() {
     let daemon = here.run(&["--mesh", "lab", "--name", "near"]);
     let ticket = here.ok(&["--mesh", "lab", "invite"]);
     assert_eq!(ticket.lines().count(), 1);
-    let (status, _, errors) = there.spawn_with(&["join", "-"], ticket.as_bytes()).wait();
+    let (status, joined, errors) = there.spawn_with(&["join", "-", "--json"], ticket.as_bytes()).wait();
     assert!(status.success() && errors.contains("'lab'"), "{errors}");
+    let joined: Value = serde_json::from_str(&joined).unwrap();
+    assert_eq!(keys(&joined), ["addresses", "fingerprint", "mesh"]);
+    assert!(joined["addresses"][0].as_str().unwrap_or_default().starts_with("/ip4/127.0.0.1/tcp/"), "{joined}");
     there.fails(&["join", "meshd-ticket-1:abcd"], 2, "mistyped or cut short");
     there.fails(&["--mesh", "other", "join", ticket.trim()], 2, "for mesh 'lab'");
     // Its runtime directory is another: the address in the ticket leads there.
