@@ -44,7 +44,9 @@ class Say:
     def broken(self, sentence, error):
         """The check ended early."""
         known = isinstance(error, Failed)
-        self.holds(False, sentence, str(error) if known else "", "" if known else "".join(traceback.format_exception(error)))
+        self.holds(
+            False, sentence, str(error) if known else "", "" if known else "".join(traceback.format_exception(error))
+        )
 
 
 def now():
@@ -53,7 +55,7 @@ def now():
 
 
 def until(what, seconds, test, pace=0.02):
-    """Polls `test` until it gives something true, and gives that. Fails when time is up: `what` says what was awaited."""
+    """Polls `test` until it gives something true, and gives that. Fails when time is up, for want of `what`."""
     deadline = now() + seconds
     while True:
         result = test()

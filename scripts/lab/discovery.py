@@ -12,7 +12,11 @@ def three_hosts(lab, say):
     *three, fourth = lab.lan("alder", "birch", "cedar", "dogwood", switch=switch)
     daemons = [host.run(wait=False) for host in three]
     met = [at - daemon.started for at, daemon in zip(lab.meet(three), daemons)]
-    say.holds(max(met) <= 1.5, "three hosts started at once: each lists the other two within 1.5 s of its start", ", ".join(map(secs, met)))
+    say.holds(
+        max(met) <= 1.5,
+        "three hosts started at once: each lists the other two within 1.5 s of its start",
+        ", ".join(map(secs, met)),
+    )
 
     listener = three[0].listen("joined")
     for host in three[1:]:
@@ -22,12 +26,16 @@ def three_hosts(lab, say):
         forget_addresses(fourth)
         daemon = fourth.run(wait=False)
         sender = send_when_it_serves(fourth, "joined", f"round {round}")
-        at, _ = listener.wait_json(10, lambda message: message.get("data") == f"round {round}")
+        at = listener.wait_message(f"round {round}")
         sent.append(at - daemon.started)
         sender.wait(10)
         fourth.stop()
         lab.meet(three)
-    say.holds(max(sent) <= 0.5, "a fourth that joins later has its first message taken elsewhere within 500 ms of its start", list_of_ms(sent))
+    say.holds(
+        max(sent) <= 0.5,
+        "a fourth that joins later has its first message taken elsewhere within 500 ms of its start",
+        list_of_ms(sent),
+    )
 
     heard = []
     for round in range(ROUNDS):
@@ -37,12 +45,16 @@ def three_hosts(lab, say):
         daemon = fourth.run(wait=False)
         until("the fourth has a socket", 5, (fourth.home / "default/meshd.sock").exists, pace=0.001)
         listener = listen_when_it_serves(fourth, topic)
-        at, _ = listener.wait_json(10, lambda message: message.get("data") == "hello")
+        at = listener.wait_message("hello")
         heard.append(at - daemon.started)
         sender.wait(10)
         fourth.stop()
         lab.meet(three)
-    say.holds(max(heard) <= 0.5, "a fourth that joins later and listens gets its first message within 500 ms of its start", list_of_ms(heard))
+    say.holds(
+        max(heard) <= 0.5,
+        "a fourth that joins later and listens gets its first message within 500 ms of its start",
+        list_of_ms(heard),
+    )
 
 
 def forget_addresses(host):
@@ -84,7 +96,7 @@ def same_host(lab, say):
 
         daemon = second.run("--no-mdns", local=True, wait=False)
         send_when_it_serves(second, "joined", f"round {round}")
-        at, _ = listener.wait_json(10, lambda message: message.get("data") == f"round {round}")
+        at = listener.wait_message(f"round {round}")
         taken.append(at - daemon.started)
         second.stop()
         first.sees([])
@@ -93,8 +105,16 @@ def same_host(lab, say):
         "two daemons of one host, with loopback only and no mDNS: listed within 50 ms of the ready line",
         f"median {ms(median(listed))}, from the start {ms(median(from_start))}",
     )
-    say.holds(median(up) <= 0.05, "the first sees the second come up within 50 ms of the second's start", f"median {ms(median(up))}, {list_of_ms(up)}")
-    say.holds(median(taken) <= 0.05, "its first message is taken within 50 ms of its start", f"median {ms(median(taken))}, {list_of_ms(taken)}")
+    say.holds(
+        median(up) <= 0.05,
+        "the first sees the second come up within 50 ms of the second's start",
+        f"median {ms(median(up))}, {list_of_ms(up)}",
+    )
+    say.holds(
+        median(taken) <= 0.05,
+        "its first message is taken within 50 ms of its start",
+        f"median {ms(median(taken))}, {list_of_ms(taken)}",
+    )
 
 
 @check("subnets")
@@ -116,7 +136,11 @@ def two_subnets(lab, say):
     for host in east:
         host.run(*(["--bootstrap", bootstrap] if host is east[0] else []), wait=False)
     met = max(lab.meet(hosts)) - began
-    say.holds(met <= 3, "two subnets that a router joins, one bootstrap address at one host: 3 + 3 peers all meet within 3 s", secs(met))
+    say.holds(
+        met <= 3,
+        "two subnets that a router joins, one bootstrap address at one host: 3 + 3 peers all meet within 3 s",
+        secs(met),
+    )
 
 
 @check("mdns-taken")
@@ -139,7 +163,11 @@ def mdns_taken(lab, say):
     def mdns():
         return next(way for way in taken.status()["discovery"] if way["source"] == "mdns")
 
-    state = until(lambda: f"status says that mDNS does not work, not {mdns()}", 5, lambda: mdns()["state"] not in ("ok", "off") and mdns()["state"])
+    state = until(
+        lambda: f"status says that mDNS does not work, not {mdns()}",
+        5,
+        lambda: mdns()["state"] not in ("ok", "off") and mdns()["state"],
+    )
     say.holds(True, "`meshd status` says what is wrong with mDNS", state)
 
     def warnings():

@@ -26,7 +26,12 @@ def errors(lab, say):
         lines = [line for line in err.splitlines() if line]
         so = got == code and len(lines) == 2 and lines[0].startswith("meshd: ") and lines[1].startswith("hint: ")
         so = so and all(part in lines[0] for part in parts) and not out
-        say.holds(so, f"{what}: one line, a hint, exit code {code}", " / ".join(lines) if so else "", f"exit code {got}, wanted {code} with {parts}\n{out}{err}")
+        say.holds(
+            so,
+            f"{what}: one line, a hint, exit code {code}",
+            " / ".join(lines) if so else "",
+            f"exit code {got}, wanted {code} with {parts}\n{out}{err}",
+        )
 
     expect("no daemon", host, ["peers"], 6, "no daemon")
 
@@ -50,7 +55,9 @@ def errors(lab, say):
     (home.home / "default/config.toml").write_text("[discovery]\nmdsn = false\n")
     expect("an unknown key in the configuration", home, ["run"], 2, "mdsn", "config.toml")
 
-    expect("a port in use", next(homes), ["run", "--no-mdns", "--no-local", "--listen", f"0.0.0.0:{taken}"], 1, str(taken))
+    expect(
+        "a port in use", next(homes), ["run", "--no-mdns", "--no-local", "--listen", f"0.0.0.0:{taken}"], 1, str(taken)
+    )
 
     expect("an address that is none", next(homes), ["run", "--listen", "nowhere"], 2, "nowhere")
 
@@ -59,14 +66,26 @@ def errors(lab, say):
     expect("a socket path that is too long", long, ["run"], 2, "too long")
 
     code, _, err = host.meshd("send", "a/**", "x")
-    say.holds(code == 2 and "wildcards" in err, "a topic that is none: exit code 2", err.splitlines()[0], f"{code} {err}")
+    say.holds(
+        code == 2 and "wildcards" in err, "a topic that is none: exit code 2", err.splitlines()[0], f"{code} {err}"
+    )
 
     code, _, err = host.meshd("send", "t", "x", "--no-wait")
     lines = err.splitlines()
-    say.holds(code == 3 and "nobody" in lines[0] and lines[-1].startswith("hint: "), "nobody listens: exit code 3", " / ".join(lines), f"{code} {err}")
+    say.holds(
+        code == 3 and "nobody" in lines[0] and lines[-1].startswith("hint: "),
+        "nobody listens: exit code 3",
+        " / ".join(lines),
+        f"{code} {err}",
+    )
     code, _, err = host.meshd("listen", "t", "--count", "1", "--timeout", "50ms")
     lines = err.splitlines()
-    say.holds(code == 4 and lines[-1].startswith("hint: "), "nothing comes in time: exit code 4", " / ".join(lines), f"{code} {err}")
+    say.holds(
+        code == 4 and lines[-1].startswith("hint: "),
+        "nothing comes in time: exit code 4",
+        " / ".join(lines),
+        f"{code} {err}",
+    )
     code, _, err = host.meshd("ping", "nobody")
     lines = err.splitlines()
     say.holds(code == 3, "a ping to nobody: exit code 3", " / ".join(lines), f"{code} {err}")

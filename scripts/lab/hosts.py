@@ -5,7 +5,6 @@ last process or descriptor that holds them, so nothing can be left over.
 """
 
 import contextlib
-import ctypes
 import fcntl
 import json
 import os
@@ -20,17 +19,10 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from alone import CLONE_NEWNET, LIBC, call
 from checks import Failed, now, until
 
 CLONE_NEWUTS = 0x04000000
-CLONE_NEWNET = 0x40000000
-LIBC = ctypes.CDLL(None, use_errno=True)
-
-
-def call(function, *arguments):
-    if function(*arguments) != 0:
-        error = ctypes.get_errno()
-        raise OSError(error, os.strerror(error))
 
 
 def own_namespaces():
@@ -111,9 +103,7 @@ class Switch:
     def __init__(self, name, subnet):
         self.space, self.subnet, self.ports = Space(name), subnet, 0
         # Ports forward from the moment that they are up.
-        self.space.ip(
-            "link add name br0 type bridge mcast_snooping 0 stp_state 0 forward_delay 0", "link set br0 up"
-        )
+        self.space.ip("link add name br0 type bridge mcast_snooping 0 stp_state 0 forward_delay 0", "link set br0 up")
 
     def new_port(self):
         self.ports += 1
@@ -182,6 +172,11 @@ class Process:
             return value if test(value) else None
 
         return self.wait_line(seconds, parse, since=since)
+
+    def wait_message(self, text, since=0):
+        """When this text came as a message."""
+        at, _ = self.wait_json(10, lambda message: message.get("data") == text, since)
+        return at
 
     def objects(self):
         """The JSON objects printed so far, with their times."""
@@ -299,7 +294,12 @@ class Host:
     def sees(self, others, seconds=10):
         """Waits until `meshd peers` lists exactly these hosts; when that was."""
         wanted = sorted(other.space.name for other in others)
-        until(lambda: f"{self.name} lists {wanted}, but {self.peers()}", seconds, lambda: self.peers() == wanted, pace=0.01)
+        until(
+            lambda: f"{self.name} lists {wanted}, but {self.peers()}",
+            seconds,
+            lambda: self.peers() == wanted,
+            pace=0.01,
+        )
         return now()
 
     def status(self):
@@ -310,7 +310,11 @@ class Host:
 
     def port(self):
         """The TCP port where the daemon listens."""
-        address = until(f"{self.name} listens somewhere", 5, lambda: [a for a in self.status()["addresses"] if a.startswith("/ip4/")])
+        address = until(
+            f"{self.name} listens somewhere",
+            5,
+            lambda: [a for a in self.status()["addresses"] if a.startswith("/ip4/")],
+        )
         return int(address[0].split("/tcp/")[1])
 
     def reachable_at(self):
@@ -343,7 +347,11 @@ class Host:
         def count():
             return [entry["groups"] for entry in self.ask("topics") if entry["topic"] == topic]
 
-        until(lambda: f"{self.name} sees {groups} groups at {topic}, but {count()}", seconds, lambda: any(len(g) == groups for g in count()))
+        until(
+            lambda: f"{self.name} sees {groups} groups at {topic}, but {count()}",
+            seconds,
+            lambda: any(len(g) == groups for g in count()),
+        )
 
     def stream(self, topic, pace, *words):
         return Stream(self, topic, pace, words)
@@ -513,6 +521,14 @@ class Lab:
         self.share_key(hosts)
         return hosts
 
+    def mesh(self, *names, switch=None):
+        """Hosts at one switch whose daemons are linked."""
+        hosts = self.lan(*names, switch=switch)
+        for host in hosts:
+            host.run()
+        self.meet(hosts)
+        return hosts
+
     def router(self, *switches):
         """Joins subnets: forwards packets, but no multicast."""
         space = Space("router")
@@ -546,9 +562,14 @@ class Lab:
 
     def meet(self, hosts, seconds=10):
         """Waits until each lists all the others."""
-        return self.together([lambda host=host: host.sees([other for other in hosts if other is not host], seconds) for host in hosts])
+        return self.together(
+            [lambda host=host: host.sees([other for other in hosts if other is not host], seconds) for host in hosts]
+        )
 
     def logs(self):
         """The last words of every daemon."""
         daemons = [process for process in self.processes if hasattr(process, "host")]
-        return "\n".join(f"--- {daemon.host.name} (pid {daemon.popen.pid}, exit code {daemon.popen.poll()})\n{daemon.tail()}" for daemon in daemons)
+        return "\n".join(
+            f"--- {daemon.host.name} (pid {daemon.popen.pid}, exit code {daemon.popen.poll()})\n{daemon.tail()}"
+            for daemon in daemons
+        )

@@ -7,11 +7,7 @@ from hosts import numbers
 @check("rotation")
 def rotation(lab, say):
     """the network key is rotated under traffic"""
-    hosts = lab.lan("alder", "birch", "cedar", "away")
-    alder, birch, cedar, away = hosts
-    for host in hosts:
-        host.run()
-    lab.meet(hosts)
+    alder, birch, cedar, away = hosts = lab.mesh("alder", "birch", "cedar", "away")
     old = away.fingerprint()
     away.stop()
     lab.meet(hosts[:3])
@@ -30,13 +26,20 @@ def rotation(lab, say):
     reports = stream.stop()
     arrived = until_arrived(listener, reports)
     whole = arrived == list(range(1, len(reports) + 1))
-    say.holds(whole, "no message of a stream between the other two is lost meanwhile", f"{len(arrived)} of {len(reports)}", differences(arrived, reports))
+    say.holds(
+        whole,
+        "no message of a stream between the other two is lost meanwhile",
+        f"{len(arrived)} of {len(reports)}",
+        differences(arrived, reports),
+    )
 
     daemon = away.run(wait=False)
     lab.meet(hosts)
     met = now() - daemon.started
     until(lambda: f"away is given the new key, but has {away.fingerprint()}", 5, lambda: away.fingerprint() == new)
-    say.holds(True, "a host that was off joins by the previous key and is given the new one", f"joined after {secs(met)}")
+    say.holds(
+        True, "a host that was off joins by the previous key and is given the new one", f"joined after {secs(met)}"
+    )
     stored = away.ask("key", "fingerprint")[0]["fingerprint"]
     say.holds(stored == new, "it has stored the new key", stored)
     away.stop()
@@ -47,16 +50,32 @@ def rotation(lab, say):
     daemon = away.run()
 
     def told():
-        return [line for line in daemon.log().splitlines() if "another network key" in line or "wrong key" in line or "wrong network key" in line]
+        return [
+            line
+            for line in daemon.log().splitlines()
+            if "another network key" in line or "wrong key" in line or "wrong network key" in line
+        ]
 
     line = until("the daemon of the host that was off says that its key is another", 5, told)[0]
-    say.holds(True, "with `--grace 0` a host that was off is refused, and its log says why", line.split("INFO")[-1].split("WARN")[-1].strip())
-    foreign = until("status of the host that was off tells of it", 5, lambda: (lambda f: f if f["addresses"] or f["refused"] else None)(away.status()["foreign"]))
-    say.holds(away.peers() == [] and away.fingerprint() == new, "its status says so too, and it is in no mesh", f"foreign: {foreign}")
+    say.holds(
+        True,
+        "with `--grace 0` a host that was off is refused, and its log says why",
+        line.split("INFO")[-1].split("WARN")[-1].strip(),
+    )
+    foreign = until(
+        "status of the host that was off tells of it",
+        5,
+        lambda: [foreign for foreign in [away.status()["foreign"]] if foreign["addresses"] and foreign["refused"]],
+    )
+    say.holds(
+        away.peers() == [] and away.fingerprint() == new,
+        "its status says so too, and it is in no mesh",
+        f"foreign: {foreign}",
+    )
     say.holds(alder.fingerprint() == newest, "the linked ones have the newest key")
     lab.meet(hosts[:3])
     code, _, err = cedar.meshd("send", "stream", "after")
-    listener.wait_json(5, lambda message: message.get("data") == "after")
+    listener.wait_message("after")
     say.holds(code == 0, "and go on exchanging messages", evidence=err)
 
 
@@ -80,11 +99,13 @@ def until_arrived(listener, reports):
     """Waits for the last message that was sent; the numbers that arrived."""
     last = max((number for number, (_, report) in enumerate(reports, 1) if report["sent"]), default=0)
     if last:
-        listener.wait_json(5, lambda message: message.get("data") == str(last))
+        listener.wait_message(str(last))
     return numbers(listener)
 
 
 def differences(arrived, reports):
     missing = sorted(set(range(1, len(reports) + 1)) - set(arrived))
     not_sent = [(number, report) for number, (_, report) in enumerate(reports, 1) if report["sent"] != 1]
-    return f"missing: {missing[:20]}\nin order: {arrived == sorted(arrived)}, twice: {len(arrived) - len(set(arrived))}\nnot sent: {not_sent[:20]}"
+    return f"""missing: {missing[:20]}
+in order: {arrived == sorted(arrived)}, twice: {len(arrived) - len(set(arrived))}
+not sent: {not_sent[:20]}"""

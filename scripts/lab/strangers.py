@@ -26,7 +26,7 @@ def connect(kind, target, count):
     greeting, answer = KINDS[kind]
     select, opened = selectors.DefaultSelector(), 0
     while True:
-        # No more than a few at once and not without a pause: what is tried is what meshd bears, not how fast Python runs.
+        # A few at once, and then a pause: what is tried is what meshd bears, not how fast Python runs.
         for _ in range(min(20, count - len(select.get_map()))):
             client = socket.socket()
             client.setblocking(False)

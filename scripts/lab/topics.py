@@ -9,10 +9,7 @@ from checks import check, lasts, now, secs, until
 @check("groups")
 def groups(lab, say):
     """each group gets each message once, and its nodes share them"""
-    hosts = lab.lan("alder", "birch", "cedar")
-    for host in hosts:
-        host.run()
-    lab.meet(hosts)
+    hosts = lab.mesh("alder", "birch", "cedar")
     sizes = {"one": 1, "two": 2, "other-two": 2, "three": 3, "five": 5}
     members = {
         name: [hosts[number % 3].listen("left", "right", "--name", name) for number in range(size)]
@@ -42,17 +39,16 @@ def groups(lab, say):
             shares[name] = [len(one) for one in got]
         even = all(max(share) - min(share) <= 1 for share in shares.values())
         figure = ", ".join(f"{name} {'+'.join(map(str, share))}" for name, share in shares.items())
-        say.holds(once and ordered, f"{count} messages on topic {topic}: each group gets each once, in order", evidence=figure)
+        say.holds(
+            once and ordered, f"{count} messages on topic {topic}: each group gets each once, in order", evidence=figure
+        )
         say.holds(even, "the shares of a group's nodes differ by at most one", figure)
 
 
 @check("filters")
 def filters(lab, say):
     """2000 filters on one node are seen by all"""
-    hosts = lab.lan("alder", "birch", "cedar")
-    for host in hosts:
-        host.run()
-    lab.meet(hosts)
+    hosts = lab.mesh("alder", "birch", "cedar")
     wanted = {f"sensors/{number}/value" for number in range(2000)}
     listener = hosts[0].listen(*sorted(wanted), seconds=20)
     listening = listener.err[0][0]
@@ -61,7 +57,11 @@ def filters(lab, say):
         return wanted - {entry["topic"] for entry in host.ask("topics")}
 
     for host in hosts[1:]:
-        until(lambda host=host: f"{host.name} sees all, but misses {len(missing(host))}", 10, lambda host=host: not missing(host))
+        until(
+            lambda host=host: f"{host.name} sees all, but misses {len(missing(host))}",
+            10,
+            lambda host=host: not missing(host),
+        )
     took = now() - listening
     say.holds(took <= 1, "2000 filters on one node are seen whole by all others within 1 s", secs(took))
     code, _, err = hosts[1].meshd("send", "sensors/1999/value", "1")
@@ -81,7 +81,11 @@ def crowd(lab, say):
     lab.together([lambda peer=peer: peer.ready() for peer in peers])
 
     for peer in peers:
-        until(lambda peer=peer: f"{peer.name} has 49 peers, not {peer.status()['peers']}", 30, lambda peer=peer: linked(peer) == 49)
+        until(
+            lambda peer=peer: f"{peer.name} has 49 peers, not {peer.status()['peers']}",
+            30,
+            lambda peer=peer: linked(peer) == 49,
+        )
     met = now() - began
     say.holds(met <= 10, "50 daemons on one host form a full mesh within 10 s of the first one's start", secs(met))
     # What a start costs is over when a second costs what the next one does.
@@ -91,7 +95,11 @@ def crowd(lab, say):
     share = (sum(map(processor, peers)) - before) / (now() - began) / len(peers)
     memory = sorted(resident(peer) for peer in peers)
     say.holds(share < 0.005, "idle, each uses under 0.5 % of a core", f"{share * 100:.2f} %")
-    say.holds(memory[-1] < 20 << 10, "and under 20 MiB", f"median {memory[25] / 1024:.1f} MiB, most {memory[-1] / 1024:.1f} MiB")
+    say.holds(
+        memory[-1] < 20 << 10,
+        "and under 20 MiB",
+        f"median {memory[25] / 1024:.1f} MiB, most {memory[-1] / 1024:.1f} MiB",
+    )
 
 
 def linked(peer):

@@ -3,7 +3,7 @@
 //! Every method that takes something in leaves [`Effect`]s behind; [`Engine::effects`] hands them out. Changes to one's
 //! own record are published together: the first at once, those that follow within a few milliseconds as one.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -22,8 +22,13 @@ pub(crate) struct Engine {
     signer: Box<dyn Sign>,
     next_index: u32,
     view: View,
-    /// What routes are made of: the linked peers and, under one's own id, this one.
+    /// What routes are made of: the linked peers.
     reachable: HashMap<PeerId, Arc<PeerRoutes>>,
+    /// This peer as last published, and what its nodes listen to since: so that a long list of filters is not gone through
+    /// for each that is added.
+    own_routes: Arc<PeerRoutes>,
+    recent: Vec<NodeEntry>,
+    nodes_changed: bool,
     why_down: HashMap<PeerId, DownReason>,
     generation: u64,
     routes_changed: bool,
@@ -44,7 +49,7 @@ pub(crate) enum Effect {
     Tell(PeerId, Say),
     /// Somebody to be linked to: here is where it listens.
     Learned(Arc<Record>),
-    /// Nothing was heard of the peer for long: no need to look for it.
+    /// Nothing was heard of the peer for long: what is kept of past links with it can go.
     Forget(PeerId),
     /// From now on, sends go this way.
     Routes(Arc<Routes>),
@@ -100,6 +105,9 @@ impl Engine {
     pub(crate) fn new(own: Record, signer: Box<dyn Sign>, config: &EngineConfig, now: Instant) -> Self {
         let signed = signer.sign(own.clone());
         let mut engine = Self {
+            own_routes: Arc::new(PeerRoutes::new(Arc::new(own.clone()))),
+            recent: Vec::new(),
+            nodes_changed: false,
             own_bytes: size_of_own(&own),
             view: View::new(own.peer, config.forget_after),
             signed,
@@ -138,6 +146,7 @@ impl Engine {
         self.next_index += 1; // 4 billion nodes in the life of a process: not reached
         self.own.nodes.push(NodeEntry { index, name: name.clone(), filters: Vec::new(), services: Vec::new() });
         self.own_changed = true;
+        self.nodes_changed = true;
         let id = NodeId { peer: self.own.peer, index };
         self.effects.push(Effect::Happened(What::NodeUp { node: id, name }));
         Ok(id)
@@ -150,6 +159,7 @@ impl Engine {
         let names = node.filters.iter().map(TopicFilter::as_str).chain(node.services.iter().map(ServiceName::as_str));
         self.own_bytes -= names.map(cost).sum::<usize>() + cost(node.name.as_str());
         self.own_changed = true;
+        self.nodes_changed = true;
         self.effects.push(Effect::Happened(What::NodeDown { node: self.id(index), name: node.name }));
     }
 
@@ -160,6 +170,13 @@ impl Engine {
         let (node, name) = (self.id(index), self.own.nodes[position].name.clone());
         self.own.nodes[position].filters.push(filter.clone());
         self.own_changed = true;
+        match self.recent.iter_mut().find(|recent| recent.index == index) {
+            Some(recent) => recent.filters.push(filter.clone()),
+            None => {
+                let filters = vec![filter.clone()];
+                self.recent.push(NodeEntry { index, name: name.clone(), filters, services: Vec::new() });
+            }
+        }
         self.effects.push(Effect::Happened(What::Listening { node, name, filter }));
         Ok(())
     }
@@ -248,6 +265,7 @@ impl Engine {
                 }
             }
             Say::Want(peers) => {
+                let peers: HashSet<PeerId> = peers.into_iter().collect();
                 let records = peers.iter().filter_map(|peer| self.record_for_sync(*peer, now)).collect();
                 self.tell_records(from, records);
             }
@@ -311,10 +329,16 @@ impl Engine {
     pub(crate) fn settle(&mut self, now: Instant) {
         if std::mem::take(&mut self.own_changed) {
             self.unpublished = true;
-            self.reachable.insert(self.own.peer, Arc::new(PeerRoutes::new(Arc::new(self.own.clone()))));
             self.routes_changed = true;
         }
-        if self.unpublished && now >= self.may_publish {
+        let publishes = self.unpublished && now >= self.may_publish;
+        // What ceased is still routed until then: a message for it is ignored where it arrives, which is here.
+        if std::mem::take(&mut self.nodes_changed) || publishes {
+            self.own_routes = Arc::new(PeerRoutes::new(Arc::new(self.own.clone())));
+            self.recent.clear();
+            self.routes_changed = true;
+        }
+        if publishes {
             self.unpublished = false;
             self.own.edition.version += 1;
             self.signed = self.signer.sign(self.own.clone());
@@ -324,7 +348,15 @@ impl Engine {
         }
         if std::mem::take(&mut self.routes_changed) {
             self.generation += 1;
-            let routes = Routes::new(self.generation, self.reachable.values().cloned().collect());
+            let mut peers: Vec<Arc<PeerRoutes>> = self.reachable.values().cloned().collect();
+            peers.push(Arc::clone(&self.own_routes));
+            if !self.recent.is_empty() {
+                let mut nodes = self.recent.clone();
+                nodes.sort_unstable_by_key(|node| node.index);
+                let recent = Record { nodes, ..self.own_without_nodes() };
+                peers.push(Arc::new(PeerRoutes::addition(Arc::new(recent))));
+            }
+            let routes = Routes::new(self.generation, peers);
             self.effects.push(Effect::Routes(Arc::new(routes)));
         }
     }
@@ -416,6 +448,12 @@ impl Engine {
         self.effects.push(Effect::Tell(peer, say));
     }
 
+    fn own_without_nodes(&self) -> Record {
+        let Record { peer, identity, edition, leaving, .. } = self.own;
+        let (host, software) = (self.own.host.clone(), self.own.software.clone());
+        Record { peer, identity, edition, host, software, addresses: Vec::new(), nodes: Vec::new(), leaving }
+    }
+
     fn id(&self, index: u32) -> NodeId {
         NodeId { peer: self.own.peer, index }
     }
@@ -499,7 +537,6 @@ fn differences(before: Option<&Record>, after: Option<&Record>, why: DownReason)
 
 /// What stands only in the first list, and what only in the second.
 fn minus_both<T: Clone + Eq + std::hash::Hash>(old: Option<&[T]>, new: Option<&[T]>) -> (Vec<T>, Vec<T>) {
-    use std::collections::HashSet;
     let set = |list: Option<&[T]>| -> HashSet<T> { list.unwrap_or_default().iter().cloned().collect() };
     let (old, new) = (set(old), set(new));
     (old.difference(&new).cloned().collect(), new.difference(&old).cloned().collect())

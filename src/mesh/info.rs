@@ -167,6 +167,8 @@ pub enum DropReason {
     SubscriptionFull,
     /// The link went down, and no other node of the group could take the message.
     LinkDown,
+    /// The node's peer is configured to take no messages of this size.
+    TooLarge,
 }
 
 impl DropReason {
@@ -177,6 +179,7 @@ impl DropReason {
             Self::LinkFull => "link full",
             Self::SubscriptionFull => "subscription full",
             Self::LinkDown => "link down",
+            Self::TooLarge => "too large",
         }
     }
 }

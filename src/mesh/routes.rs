@@ -20,6 +20,8 @@ pub(crate) struct Routes {
 pub(crate) struct PeerRoutes {
     record: Arc<Record>,
     filters: FilterTable,
+    /// Whether it adds to what another entry of the same peer says.
+    adds: bool,
 }
 
 /// Who gets the messages on one topic, by group. Groups stand in order of name, members in order of id.
@@ -75,12 +77,16 @@ impl Routes {
                 groups.entry(node.name.clone()).or_default().push(Member { id, local });
             }
         }
+        for members in groups.values_mut() {
+            members.sort_unstable_by_key(|member| member.id);
+            members.dedup(); // by an addition, a node may be there twice
+        }
         Route { groups: groups.into_iter().map(|(name, members)| Group { name, members }).collect() }
     }
 
     /// The records that the snapshot was made from.
     pub(crate) fn records(&self) -> impl Iterator<Item = &Arc<Record>> {
-        self.peers.iter().map(|peer| &peer.record)
+        self.peers.iter().filter(|peer| !peer.adds).map(|peer| &peer.record)
     }
 }
 
@@ -92,7 +98,12 @@ impl PeerRoutes {
                 filters.insert(filter, position);
             }
         }
-        Self { record, filters }
+        Self { record, filters, adds: false }
+    }
+
+    /// What some of a peer's nodes listen to besides what another entry says.
+    pub(crate) fn addition(record: Arc<Record>) -> Self {
+        Self { adds: true, ..Self::new(record) }
     }
 
     pub(crate) fn record(&self) -> &Record {

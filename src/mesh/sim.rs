@@ -146,7 +146,7 @@ impl Sim {
         let now = self.now;
         match mail {
             Mail::Say { from, to, say } if self.linked(from, to) => {
-                self.with(to, |engine| engine.heard(from, say, now))
+                self.with(to, |engine| engine.heard(from, say, now));
             }
             Mail::Gossip { to, signed } if self.linked(signed.peer(), to) => {
                 self.with(to, |engine| engine.gossiped(signed, now));

@@ -2,11 +2,13 @@
 //! network.
 
 use std::collections::{HashMap, HashSet};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
+use libp2p::multiaddr::Protocol;
 use libp2p::swarm::{ConnectionId, ListenError, SwarmEvent};
 use libp2p::{Multiaddr, Swarm, gossipsub, kad};
 use rand::SeedableRng;
@@ -15,7 +17,7 @@ use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use tokio::time::{sleep_until, timeout};
 use tracing::{debug, info, warn};
 
-use super::addresses::{is_loopback, is_public, parse, tcp_port, with_ports};
+use super::addresses::{is_loopback, is_public, parse, plan, tcp_port};
 use super::behaviour::{Behaviour, BehaviourEvent, members_topic};
 use super::command::{Alive, Command};
 use super::connections::{Connection, Remote};
@@ -28,12 +30,9 @@ use super::peer_id::{from_libp2p, to_libp2p};
 use super::proof::{AcceptedKeys, AdmittedBy};
 use super::session::SessionEvent;
 use super::{Links, NetConfig, NetError, transport};
-use crate::keys::{KeyRing, RunKey, Ticket};
+use crate::keys::{KeyRing, RunKey};
 use crate::mesh::engine::{Effect, Engine, EngineConfig};
-use crate::mesh::{
-    Counts, DiscoveryInfo, Edition, Event, ForeignInfo, LinkKind, MAX_ADDRESSES, PeerId, PeerInfo, Record, Routes,
-    Status, TopicFilter, What,
-};
+use crate::mesh::{Counts, Edition, Event, MAX_ADDRESSES, PeerId, Record, Routes, TopicFilter, What};
 use crate::wire::message::{Gossip, MAX_GOSSIP_RECORD, Signer, decode, encode, read_record};
 
 /// All that the loop owns.
@@ -45,7 +44,7 @@ pub(super) struct Actor {
     pub(super) dialer: Dialer,
     pub(super) rng: SmallRng,
     pub(super) now: Instant,
-    started: SystemTime,
+    pub(super) started: SystemTime,
     pub(super) began: Instant,
     pub(super) accepted: AcceptedKeys,
     pub(super) admitted: AdmittedBy,
@@ -71,7 +70,11 @@ pub(super) struct Actor {
     _finder: mpsc::Sender<Found>,
     pub(super) next_scan: Instant,
     pub(super) kad_due: Option<Instant>,
+    pub(super) cache_due: Option<Instant>,
     listening: Vec<Multiaddr>,
+    /// What to listen on as well once the system has chosen a port.
+    same_port: Vec<IpAddr>,
+    pub(super) bootstrap: Vec<Multiaddr>,
     ready: Option<oneshot::Sender<()>>,
     ready_at: Option<Instant>,
     pub(super) foreign_seen: HashSet<String>,
@@ -108,7 +111,7 @@ impl Actor {
         let (now, started) = (Instant::now(), SystemTime::now());
         let listen: Vec<Multiaddr> = config.listen.iter().map(|text| parse(text)).collect::<Result<_, _>>()?;
         let bootstrap: Vec<Multiaddr> = config.bootstrap.iter().map(|text| parse(text)).collect::<Result<_, _>>()?;
-        let listen = with_ports(&listen)?;
+        let listen = plan(&listen)?;
 
         let run = RunKey::generate();
         let me = run.peer_id();
@@ -116,7 +119,7 @@ impl Actor {
         let admitted = AdmittedBy::default();
         let mut swarm = transport::swarm(&run.secret_bytes(), accepted.clone(), admitted.clone(), Behaviour::new)
             .map_err(|error| NetError::Transport(Box::new(error)))?;
-        for address in &listen {
+        for address in &listen.now {
             swarm.listen_on(address.clone()).map_err(|error| NetError::Listen {
                 address: address.to_string(),
                 source: std::io::Error::other(error),
@@ -190,7 +193,10 @@ impl Actor {
             _finder: found_sender,
             next_scan: now,
             kad_due: None,
+            cache_due: None,
             listening: Vec::new(),
+            same_port: listen.same_port,
+            bootstrap: bootstrap.clone(),
             ready: Some(ready),
             ready_at: None,
             foreign_seen: HashSet::new(),
@@ -202,9 +208,6 @@ impl Actor {
             leaving: None,
             config,
         };
-        if let Some(mdns) = &actor.mdns {
-            mdns.set_port(listen.first().and_then(tcp_port).unwrap_or(0));
-        }
         if !bootstrap.is_empty() {
             actor.found(Found { peer: None, addresses: bootstrap, source: Source::Bootstrap, started: 0 });
         }
@@ -255,7 +258,10 @@ impl Actor {
             if effects.is_empty() {
                 break;
             }
-            effects.into_iter().for_each(|effect| self.apply(effect));
+            // Routes first: what is told of can be seen already.
+            let (routes, others): (Vec<Effect>, Vec<Effect>) =
+                effects.into_iter().partition(|effect| matches!(effect, Effect::Routes(_)));
+            routes.into_iter().chain(others).for_each(|effect| self.apply(effect));
         }
         if self.leaving.is_none() {
             self.dial();
@@ -310,6 +316,7 @@ impl Actor {
     fn on_swarm_event(&mut self, event: SwarmEvent<BehaviourEvent>) {
         match event {
             SwarmEvent::NewListenAddr { address, .. } => {
+                self.on_port(&address);
                 self.listening.push(address);
                 self.on_addresses();
             }
@@ -334,9 +341,9 @@ impl Actor {
             }
             SwarmEvent::IncomingConnectionError { send_back_addr, error, .. } => {
                 debug!(from = %send_back_addr, %error, "a connection was refused");
-                // Crowds are counted at the gate, and members whose connection broke are no strangers.
                 let failure = failure_of(&error);
-                if !matches!(error, ListenError::Denied { .. }) && failure != DialFailure::Unreachable {
+                // Crowds are counted at the gate. Whoever else fails is no member: members try one address at a time.
+                if !matches!(error, ListenError::Denied { .. }) {
                     self.refused += 1;
                 }
                 if failure == DialFailure::WrongKey {
@@ -438,7 +445,6 @@ impl Actor {
             Command::Rotate { grace, without, reply } => drop(reply.send(self.rotate(grace, &without))),
             Command::ReloadKeys { reply } => drop(reply.send(self.reload_keys())),
             Command::Invite { reply } => drop(reply.send(self.ticket())),
-            Command::Cut { peer } => self.cut(peer),
             Command::Leave { reply } => self.leave(Some(reply)),
         }
     }
@@ -452,6 +458,23 @@ impl Actor {
         match ended {
             Ended::Node(index) => self.engine.remove_node(index),
             Ended::Listening(node, filter) => self.engine.unlisten(node, &filter),
+        }
+    }
+
+    /// The system chose a port, or confirmed the one that was asked for.
+    fn on_port(&mut self, address: &Multiaddr) {
+        let Some(port) = tcp_port(address) else { return };
+        if self.listening.is_empty()
+            && let Some(mdns) = &self.mdns
+        {
+            mdns.set_port(port);
+        }
+        for ip in std::mem::take(&mut self.same_port) {
+            // Only we can have the port in the other family: whoever takes a port takes it in both.
+            let at = |port| Multiaddr::from(ip).with(Protocol::Tcp(port));
+            if let Err(error) = self.swarm.listen_on(at(port)) {
+                debug!(%ip, %error, "not listened on: this machine may not have that family");
+            }
         }
     }
 
@@ -519,80 +542,15 @@ impl Actor {
         if self.kad_due.is_some_and(|due| self.now >= due) {
             self.kad_due = Some(self.now + KAD_EVERY);
             self.swarm.behaviour_mut().kad.get_closest_peers(to_libp2p(self.me));
+        }
+        if self.cache_due.is_some_and(|due| self.now >= due) {
+            self.cache_due = None;
             self.save_cache();
         }
         if self.ready_at.is_some_and(|at| self.now >= at) {
             self.tell_ready();
         }
         self.on_key_timers();
-    }
-
-    // What it tells.
-
-    fn peers(&self) -> Vec<PeerInfo> {
-        let mut peers: Vec<PeerInfo> = self
-            .connections
-            .values()
-            .filter_map(|connection| {
-                let up = connection.up.as_ref()?;
-                let signed = self.engine.view().signed(connection.peer)?;
-                let record = signed.record();
-                Some(PeerInfo {
-                    peer: record.peer,
-                    identity: record.identity,
-                    host: record.host.clone(),
-                    addresses: record.addresses.clone(),
-                    connected_to: connection.address.to_string(),
-                    link: LinkKind::Tcp,
-                    rtt_us: connection.vitals.rtt(),
-                    nodes: record.nodes.iter().map(|node| node.name.clone()).collect(),
-                    version: record.software.clone(),
-                    admitted_by: connection.admitted_by.as_ref().map(crate::keys::fingerprint).unwrap_or_default(),
-                    key_epoch: up.key_epoch,
-                })
-            })
-            .collect();
-        peers.sort_unstable_by(|a, b| (&a.host, a.peer).cmp(&(&b.host, b.peer)));
-        peers
-    }
-
-    fn status(&mut self) -> Status {
-        if let Some(mdns) = &self.mdns {
-            self.discovery.set_state(Source::Mdns, mdns.status());
-        } else {
-            self.discovery.set_state(Source::Mdns, "off");
-        }
-        let ago = |at: SystemTime| at.elapsed().unwrap_or_default().as_secs();
-        let discovery = self.discovery.status().into_iter().map(|status| DiscoveryInfo {
-            source: status.source.to_string(),
-            state: status.state,
-            heard: status.heard,
-            last_s: status.last.map(ago),
-        });
-        let own = self.engine.own().record();
-        Status {
-            mesh: self.config.mesh.to_string(),
-            peer: self.me,
-            identity: self.config.identity.identity(),
-            host: self.config.host.clone(),
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            uptime_s: ago(self.started),
-            addresses: own.addresses.clone(),
-            peers: self.connections.values().filter(|connection| connection.up.is_some()).count(),
-            nodes: self.engine.view().reachable().map(|record| record.nodes.len()).sum::<usize>() + own.nodes.len(),
-            discovery: discovery.collect(),
-            foreign: ForeignInfo {
-                addresses: self.dialer.foreign_addresses().map(ToString::to_string).collect(),
-                refused: self.refused,
-                crowded_out: self.swarm.behaviour().gate.refused(),
-            },
-            counts: self.counts,
-        }
-    }
-
-    fn ticket(&self) -> Ticket {
-        let addresses = self.engine.own().record().addresses.clone();
-        Ticket::new(self.config.mesh.clone(), self.config.ring.current().clone(), self.config.ring.epoch(), addresses)
     }
 
     // The end.
@@ -621,7 +579,9 @@ impl Actor {
         // 2. Connections close in order: what their streams still hold goes out first.
         self.connections.values().for_each(Connection::abort);
         let ids: Vec<ConnectionId> = self.connections.keys().copied().collect();
-        ids.into_iter().for_each(|id| drop(self.swarm.close_connection(id)));
+        for id in ids {
+            self.swarm.close_connection(id);
+        }
         let closed = async {
             while !self.connections.is_empty() {
                 if let SwarmEvent::ConnectionClosed { connection_id, .. } = self.swarm.select_next_some().await {
@@ -630,6 +590,8 @@ impl Actor {
             }
         };
         let _ = timeout(CLOSE, closed).await; // who does not take our last bytes is left behind
+        self.links.clear();
+        self.routes.send_replace(Arc::default());
         // 3. Multicast goodbye.
         if let Some(mdns) = self.mdns.take() {
             mdns.shutdown().await;

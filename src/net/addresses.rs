@@ -1,7 +1,7 @@
 //! Addresses as people write them, ports to listen on, and which addresses are worth telling others.
 
 use std::io;
-use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener};
+use std::net::{IpAddr, SocketAddr, TcpListener};
 
 use libp2p::Multiaddr;
 use libp2p::multiaddr::Protocol;
@@ -31,40 +31,44 @@ pub(super) fn parse(text: &str) -> Result<Multiaddr, NetError> {
     Ok(Multiaddr::empty().with(Protocol::Dns(host.into())).with(Protocol::Tcp(port)))
 }
 
-/// Chooses ports where 0 is asked for, one for all, and makes sure that nobody else listens where a port is named.
+/// What to listen on.
+#[derive(Debug, Default)]
+pub(super) struct Plan {
+    /// At once. With port 0, the system chooses one that nobody has.
+    pub(super) now: Vec<Multiaddr>,
+    /// On the port that the system chose for the first that asked for any: one port for all is easier to tell.
+    pub(super) same_port: Vec<IpAddr>,
+}
+
+/// Makes sure that nobody else listens where a port is named.
 ///
-/// libp2p's listeners share ports, so a second program on the same port would be given half of the connections instead
-/// of an error: hence the look before.
-pub(super) fn with_ports(listen: &[Multiaddr]) -> Result<Vec<Multiaddr>, NetError> {
-    let mut chosen = 0;
-    let mut addresses = Vec::new();
+/// libp2p's listeners share ports, so a second program on the same port would be given half of the connections instead of
+/// an error: hence the look before. A port that the system chooses is nobody else's.
+pub(super) fn plan(listen: &[Multiaddr]) -> Result<Plan, NetError> {
+    let mut plan = Plan::default();
+    let mut any_port = false;
     for address in listen {
         let error = |source| NetError::Listen { address: address.to_string(), source };
         let ip = ip_of(address).ok_or_else(|| error(io::Error::other("only IP addresses can be listened on")))?;
-        let asked = tcp_port(address).unwrap_or(0);
-        let port = if asked == 0 { chosen } else { asked };
-        // A dual-stack socket finds a port that is free for both families.
-        let probe = if ip.is_unspecified() && port == 0 { IpAddr::V6(Ipv6Addr::UNSPECIFIED) } else { ip };
-        let bound = match TcpListener::bind((probe, port)) {
-            // A machine without IPv6 is no error unless somebody asked for a certain address.
-            Err(_) if probe.is_ipv6() && ip.is_ipv4() => TcpListener::bind((ip, port)),
-            Err(problem) if ip.is_ipv6() && ip.is_unspecified() && problem.kind() != io::ErrorKind::AddrInUse => {
-                continue;
+        let port = tcp_port(address).unwrap_or(0);
+        let local = Multiaddr::from(ip).with(Protocol::Tcp(port));
+        let free = TcpListener::bind((ip, port));
+        match free {
+            Ok(_) if port == 0 && any_port => plan.same_port.push(ip),
+            Ok(_) => {
+                any_port |= port == 0;
+                plan.now.push(local);
             }
-            // The other family's listener of ours may hold it already by a dual-stack socket; never with libp2p's.
-            other => other,
-        };
-        let port = bound.and_then(|socket| socket.local_addr()).map_err(error)?.port();
-        if asked == 0 {
-            chosen = port;
+            // A machine without one of the families is no error unless somebody asked for a certain address.
+            Err(problem) if ip.is_unspecified() && problem.kind() != io::ErrorKind::AddrInUse && listen.len() > 1 => {}
+            Err(problem) => return Err(error(problem)),
         }
-        addresses.push(Multiaddr::from(ip).with(Protocol::Tcp(port)));
     }
-    if addresses.is_empty() && !listen.is_empty() {
-        let source = io::Error::other("this machine has no IPv6");
+    if plan.now.is_empty() && !listen.is_empty() {
+        let source = io::Error::other("this machine has neither IPv4 nor IPv6");
         return Err(NetError::Listen { address: listen[0].to_string(), source });
     }
-    Ok(addresses)
+    Ok(plan)
 }
 
 /// Whether other machines could use it: no loopback, no link-local IPv6 (its zone means something else elsewhere).
@@ -103,16 +107,16 @@ mod tests {
     }
 
     #[test]
-    fn both_families_get_one_port() {
-        let listen = ["/ip4/0.0.0.0/tcp/0", "/ip6/::/tcp/0"].map(|text| text.parse().unwrap());
-        let ports: Vec<_> = with_ports(&listen).unwrap().iter().filter_map(tcp_port).collect();
-        assert!(ports.iter().all(|port| *port != 0 && *port == ports[0]), "{ports:?}");
+    fn one_port_is_for_all_that_ask_for_any() {
+        let listen = ["/ip4/0.0.0.0/tcp/0", "/ip4/127.0.0.1/tcp/0"].map(|text| text.parse().unwrap());
+        let plan = plan(&listen).unwrap();
+        assert_eq!((plan.now, plan.same_port), (vec![listen[0].clone()], vec![[127, 0, 0, 1].into()]));
     }
 
     #[test]
     fn a_port_in_use_is_an_error() {
         let holder = TcpListener::bind("127.0.0.1:0").unwrap();
         let taken = format!("/ip4/127.0.0.1/tcp/{}", holder.local_addr().unwrap().port());
-        assert!(matches!(with_ports(&[taken.parse().unwrap()]), Err(NetError::Listen { .. })));
+        assert!(matches!(plan(&[taken.parse().unwrap()]), Err(NetError::Listen { .. })));
     }
 }

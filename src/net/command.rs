@@ -6,7 +6,7 @@ use tokio::sync::oneshot;
 
 use crate::keys::{KeyError, RotateError, Ticket};
 use crate::mesh::engine::LimitError;
-use crate::mesh::{Identity, KeyInfo, NodeId, NodeName, PeerId, PeerInfo, Status, TopicFilter};
+use crate::mesh::{Identity, KeyInfo, NodeId, NodeName, PeerInfo, Status, TopicFilter};
 
 /// One request to the event loop. Each is answered on `reply`; a reply that nobody waits for is dropped.
 #[derive(Debug)]
@@ -44,11 +44,6 @@ pub(super) enum Command {
     Invite {
         reply: oneshot::Sender<Ticket>,
     },
-    /// Ends the link with a peer, as a lost connection does. For tests of reconnecting.
-    #[cfg_attr(not(test), expect(dead_code, reason = "tests cut links"))]
-    Cut {
-        peer: PeerId,
-    },
     /// Say goodbye and end.
     Leave {
         reply: oneshot::Sender<()>,
@@ -80,7 +75,7 @@ pub enum RotationError {
     Closed,
 }
 
-/// Why a rotation was refused: see the message and [`RotateRefused::hint`].
+/// Why a rotation was refused: see the message and [`RotationError::hint`].
 #[derive(Debug, thiserror::Error)]
 #[error(transparent)]
 pub struct RotateRefused(#[from] RotateError);

@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use libp2p::Multiaddr;
 use libp2p::core::ConnectedPoint;
@@ -15,6 +15,7 @@ use tokio::task::AbortHandle;
 use tracing::{debug, info, warn};
 
 use super::actor::Actor;
+use super::discovery::{Source, without_peer};
 use super::link::{Inlet, Link, Remains};
 use super::peer_id::{from_libp2p, to_libp2p};
 use super::session::{self, ControlSender, Ended, SessionEvent, Start, Vitals};
@@ -69,6 +70,11 @@ impl Actor {
         let Some(peer) = from_libp2p(&peer) else { return self.close(id) };
         let address = endpoint.get_remote_address().clone();
         let dial = self.dials.remove(&id);
+        if dial.as_ref().is_some_and(|dial| dial.peer.is_none()) {
+            let named = self.bootstrap.contains(&without_peer(address.clone()));
+            let source = if named { Source::Bootstrap } else { Source::Cache };
+            self.discovery.heard(source, peer, SystemTime::now());
+        }
         self.dialer.linked(peer, dial.as_ref().map(|dial| (dial, &address)), self.now);
         let admitted_by = self.admitted.latest(&peer);
         debug!(%peer, %address, dialed = endpoint.is_dialer(), "connected");
@@ -147,6 +153,9 @@ impl Actor {
             SessionEvent::Edition(edition) => self.engine.current_edition(peer, edition),
             SessionEvent::Heard(control) => self.on_control(id, peer, *control),
             SessionEvent::Ended { why, remains } => {
+                if remains.is_none() {
+                    self.dialer.greeted(peer, false);
+                }
                 match &why {
                     Ended::Bye(_) | Ended::Version { .. } => warn!(%peer, reason = %why, "the link ended"),
                     why => debug!(%peer, reason = why as &dyn std::error::Error, "the link ended"),
@@ -171,6 +180,7 @@ impl Actor {
             .map(|(other, _)| *other)
             .collect();
         others.into_iter().for_each(|other| self.end(other, DownReason::Closed));
+        self.dialer.greeted(peer, true);
         let Some(connection) = self.connections.get_mut(&id) else { return };
         connection.up = Some(Up { link: link.clone(), control: control.clone(), key_epoch: hello.key_epoch });
         if self.config.ring.excludes(&record.record().identity) {
@@ -185,6 +195,7 @@ impl Actor {
         self.links.insert(peer, link, control);
         let addresses: Vec<Multiaddr> = record.record().addresses.iter().filter_map(|text| text.parse().ok()).collect();
         self.engine.linked(record, self.now);
+        self.cache_due.get_or_insert(self.now + CACHE_AFTER_CHANGE);
         if self.config.kad {
             let behaviour = self.swarm.behaviour_mut();
             addresses.into_iter().take(4).for_each(|address| {
@@ -279,6 +290,9 @@ impl Actor {
             if left {
                 self.dialer.forget(peer);
             }
+            if self.engine.view().signed(peer).is_none() {
+                self.forget(peer); // it never greeted
+            }
         }
     }
 
@@ -293,12 +307,6 @@ impl Actor {
         if unsent + in_flight > 0 {
             self.happened(What::MessagesLost { peer, unsent, in_flight, exact });
         }
-    }
-
-    pub(super) fn cut(&mut self, peer: PeerId) {
-        let ids: Vec<ConnectionId> =
-            self.connections.iter().filter(|(_, connection)| connection.peer == peer).map(|(id, _)| *id).collect();
-        ids.into_iter().for_each(|id| self.end(id, DownReason::Closed));
     }
 
     /// Says why, and closes the connection of a peer that is not welcome any more.
@@ -319,6 +327,8 @@ impl Actor {
 
 /// Two connections that stand within this time of each other were dialled at the same time.
 const RACE: Duration = Duration::from_secs(4);
+/// What is kept of the peers' addresses for the next start follows changes after this time.
+const CACHE_AFTER_CHANGE: Duration = Duration::from_secs(2);
 /// After a change, others may still be arriving.
 const KAD_AFTER_CHANGE: Duration = Duration::from_secs(1);
 /// Time for the reason to reach who is shut out.

@@ -73,6 +73,8 @@ struct Known {
     heard: Instant,
     /// A source told of it since it was lost.
     fresh: bool,
+    /// Connections in a row that stood but were of no use: another version, a bad greeting.
+    useless: u32,
     retry: Retry,
 }
 
@@ -181,6 +183,13 @@ impl Dialer {
         self.make_room();
     }
 
+    /// Both sides greeted: the connection is of use. Or it ended without that, as [`Dialer::lost`] will tell.
+    pub(crate) fn greeted(&mut self, peer: PeerId, successfully: bool) {
+        if let Some(known) = self.peers.get_mut(&peer) {
+            known.useless = if successfully { 0 } else { known.useless.saturating_add(1) };
+        }
+    }
+
     /// The last connection with this peer is gone.
     pub(crate) fn lost(&mut self, peer: PeerId, now: Instant, rng: &mut impl Rng) {
         for place in self.places.values_mut().filter(|place| place.used_by == Some(peer)) {
@@ -191,7 +200,14 @@ impl Dialer {
         let Some(known) = self.peers.get_mut(&peer) else { return };
         (known.linked, known.fresh, known.heard) = (false, false, now);
         known.retry.lose(now, rng);
-        known.retry.due += courtesy;
+        let hold = match known.useless {
+            0 => Duration::ZERO,
+            times => RETRY_MIN.saturating_mul(2 << times.min(16)).min(USELESS_MAX),
+        };
+        known.retry.due += courtesy + hold;
+        for place in self.places.values_mut().filter(|place| place.retry.lost == Some(now)) {
+            place.retry.due += hold;
+        }
         if known.addresses.is_empty() {
             self.peers.remove(&peer); // it came to us and can only come back
         }
@@ -429,7 +445,8 @@ impl Dial {
 
 impl Known {
     fn new(now: Instant) -> Self {
-        Self { addresses: Vec::new(), started: 0, linked: false, heard: now, fresh: false, retry: Retry::new(now) }
+        let (addresses, retry) = (Vec::new(), Retry::new(now));
+        Self { addresses, started: 0, linked: false, heard: now, fresh: false, useless: 0, retry }
     }
 
     /// Adds an address or notes that it was told again; tells whether it is new.
@@ -496,6 +513,8 @@ fn jitter(delay: Duration, rng: &mut impl Rng) -> Duration {
     delay.mul_f64(rng.random_range(0.5..=1.0))
 }
 
+/// Longest time between dials to a peer that answers but cannot be talked to.
+const USELESS_MAX: Duration = Duration::from_secs(60);
 /// Peers remembered: the same as a view holds.
 const MAX_PEERS: usize = 4096;
 /// Addresses remembered per peer: several interfaces, two families, two ports.

@@ -4,10 +4,10 @@ use std::error::Error;
 use std::io::{self, ErrorKind};
 use std::time::{Duration, SystemTime};
 
-use libp2p::Multiaddr;
 use libp2p::core::upgrade::NegotiationError;
 use libp2p::swarm::dial_opts::{DialOpts, PeerCondition};
 use libp2p::swarm::{ConnectionId, DialError};
+use libp2p::{Multiaddr, noise};
 use tracing::{debug, info};
 
 use super::actor::Actor;
@@ -132,10 +132,16 @@ pub(super) fn failure_of(error: &(dyn Error + 'static)) -> DialFailure {
     }
     let mut failure = DialFailure::Unreachable;
     for error in std::iter::successors(Some(error), |error| below(*error)) {
-        if error.is::<NegotiationError>() || error.is::<ProofError>() {
+        // `NegotiationError::Failed` is what a connection that is closed at once looks like: by a peer that dies, or by
+        // one at whose door is a crowd.
+        if matches!(error.downcast_ref(), Some(NegotiationError::ProtocolError(_))) || error.is::<ProofError>() {
             failure = DialFailure::Handshake;
         }
-        match error.downcast_ref::<io::Error>().map(io::Error::kind) {
+        let io = match error.downcast_ref() {
+            Some(ProofError::Noise(noise::Error::Io(io))) => Some(io), // which its `source` does not give
+            _ => error.downcast_ref::<io::Error>(),
+        };
+        match io.map(io::Error::kind) {
             None | Some(ErrorKind::Other | ErrorKind::InvalidData | ErrorKind::InvalidInput) => {}
             Some(_) => return DialFailure::Unreachable,
         }
@@ -189,9 +195,10 @@ mod tests {
     async fn a_program_of_another_kind_is_told_from_a_peer_that_dies() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let there = address(&listener);
+        let text = format!("HTTP/1.1 400 Bad Request\r\n\r\n{}", "and more ".repeat(30));
         let answer = async {
             let (mut web, _) = listener.accept().await.unwrap();
-            web.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n and much more that nobody asked for").await.unwrap();
+            web.write_all(text.as_bytes()).await.unwrap();
             web
         };
         let (_web, failure) = tokio::join!(answer, dialled(there.clone()));

@@ -7,6 +7,7 @@
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -28,6 +29,10 @@ pub(crate) struct Link(Arc<Shared>);
 struct Shared {
     epoch: u64,
     limits: LinkLimits,
+    /// Most bytes of payload that the receiver takes.
+    max_message: usize,
+    /// A send gave up waiting, and nothing was written since: others need not wait as well.
+    stalled: AtomicBool,
     queue: Mutex<Queue>,
     /// The writer waits here for frames.
     filled: Notify,
@@ -91,6 +96,8 @@ pub(crate) enum Refused {
     Full,
     /// A target asked for a pause on this topic.
     Paused,
+    /// The receiver takes no messages of this size.
+    TooLarge,
     /// The link is down.
     Closed,
 }
@@ -106,9 +113,10 @@ pub(crate) struct Remains {
 }
 
 impl Link {
-    pub(crate) fn new(epoch: u64, limits: LinkLimits) -> Self {
+    pub(crate) fn new(epoch: u64, limits: LinkLimits, max_message: usize) -> Self {
         let queue = Mutex::new(Queue::default());
-        Self(Arc::new(Shared { epoch, limits, queue, filled: Notify::new(), drained: Notify::new() }))
+        let (filled, drained, stalled) = (Notify::new(), Notify::new(), AtomicBool::new(false));
+        Self(Arc::new(Shared { epoch, limits, max_message, stalled, queue, filled, drained }))
     }
 
     /// The number that stands for a topic on this link. Announced at the first call.
@@ -128,11 +136,24 @@ impl Link {
         alias
     }
 
+    /// Whether a send gave up waiting, and nothing was written since.
+    pub(crate) fn is_stalled(&self) -> bool {
+        self.0.stalled.load(Ordering::Relaxed)
+    }
+
+    /// A send gave up waiting.
+    pub(crate) fn set_stalled(&self) {
+        self.0.stalled.store(true, Ordering::Relaxed);
+    }
+
     /// Queues a message, or says at once why not.
     pub(crate) fn try_push(&self, message: &Outgoing<'_>) -> Result<(), Refused> {
         let mut queue = self.queue();
         if queue.closed {
             return Err(Refused::Closed);
+        }
+        if message.payload.len() > self.0.max_message {
+            return Err(Refused::TooLarge);
         }
         let pauses = |target: &u32| queue.paused.contains(&(*target, message.topic.clone()));
         if !queue.paused.is_empty() && message.targets.iter().any(pauses) {
@@ -258,6 +279,7 @@ impl Link {
     }
 
     fn wrote(&self, mut segments: VecDeque<Segment>, frames: usize, bytes: usize) {
+        self.0.stalled.store(false, Ordering::Relaxed);
         segments.clear();
         let mut queue = self.queue();
         queue.frames -= frames;
@@ -573,7 +595,7 @@ mod tests {
             link.flushed().await;
             link.close();
         };
-        let back = Link::new(1, ROOM);
+        let back = Link::new(1, ROOM, 1 << 20);
         let (written, read, ()) = tokio::join!(
             link.write(async { Ok(ours) }),
             inlet.read(theirs, 1 << 20, &back, &mut kept, || ()),
@@ -585,7 +607,7 @@ mod tests {
 
     #[tokio::test]
     async fn messages_of_all_sizes_arrive_whole_and_in_order() {
-        let link = Link::new(1, ROOM);
+        let link = Link::new(1, ROOM, 1 << 20);
         let sizes = [0, 1, 64, JOIN_UP_TO, JOIN_UP_TO + 1, 100_000, 3, 1 << 20];
         for (seq, size) in sizes.iter().enumerate() {
             push(&link, seq as u64, &vec![seq as u8; *size]).unwrap();
@@ -601,12 +623,12 @@ mod tests {
 
     #[tokio::test]
     async fn a_full_link_refuses_and_says_when_there_is_room() {
-        let link = Link::new(1, LinkLimits { frames: 4, bytes: 1 << 20 });
+        let link = Link::new(1, LinkLimits { frames: 4, bytes: 1 << 20 }, 1 << 20);
         let refused = (0..10).find_map(|seq| push(&link, seq, b"x").err());
         assert_eq!(refused, Some(Refused::Full));
         let mut changed = pin!(link.changed());
         changed.as_mut().enable();
-        let (inlet, back, mut kept) = (Inlet::default(), Link::new(1, ROOM), Kept::default());
+        let (inlet, back, mut kept) = (Inlet::default(), Link::new(1, ROOM, 1 << 20), Kept::default());
         let (ours, theirs) = duplex(1000);
         let waiting = async {
             changed.await;
@@ -623,7 +645,7 @@ mod tests {
 
     #[test]
     fn one_message_over_the_byte_limit_is_taken_alone() {
-        let link = Link::new(1, LinkLimits { frames: 100, bytes: 10 });
+        let link = Link::new(1, LinkLimits { frames: 100, bytes: 10 }, 1 << 20);
         link.queue().introduced.insert(0);
         link.queue().last_from = Some(0);
         link.queue().aliases.insert(topic(), 1);
@@ -633,7 +655,7 @@ mod tests {
 
     #[test]
     fn a_paused_topic_is_refused_for_that_node_alone() {
-        let link = Link::new(1, ROOM);
+        let link = Link::new(1, ROOM, 1 << 20);
         link.set_paused(0, topic(), true);
         assert_eq!(push(&link, 1, b""), Err(Refused::Paused));
         link.set_paused(0, topic(), false);
@@ -643,7 +665,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_closed_link_says_what_it_left_undone() {
-        let link = Link::new(7, ROOM);
+        let link = Link::new(7, ROOM, 1 << 20);
         push(&link, 1, b"x").unwrap();
         push(&link, 2, b"x").unwrap();
         assert_eq!(link.close(), Remains { epoch: 7, unsent: 2, taken: 0 });
@@ -654,14 +676,14 @@ mod tests {
 
     #[tokio::test]
     async fn once_a_newer_stream_is_read_an_older_one_is_not() {
-        let (inlet, link) = (Inlet::default(), Link::new(5, ROOM));
+        let (inlet, link) = (Inlet::default(), Link::new(5, ROOM, 1 << 20));
         push(&link, 1, b"x").unwrap();
         assert!(carry(&link, &inlet, 1000).await.1.is_ok());
-        let old = Link::new(4, ROOM);
+        let old = Link::new(4, ROOM, 1 << 20);
         push(&old, 2, b"x").unwrap();
         let (ours, theirs) = duplex(1000);
         let mut kept = Kept::default();
-        let back = Link::new(1, ROOM);
+        let back = Link::new(1, ROOM, 1 << 20);
         let (written, read) =
             tokio::join!(old.write(async { Ok(ours) }), inlet.read(theirs, 100, &back, &mut kept, || ()));
         assert!(written.is_err() && matches!(read, Err(LinkError::OldEpoch)));
@@ -672,7 +694,7 @@ mod tests {
     #[tokio::test]
     async fn garbage_and_oversized_frames_end_the_stream() {
         for bad in [&[0, 0, 0, 1, 99][..], &[0xff, 0, 0, 0], &[0, 0, 0, 0]] {
-            let (inlet, mut kept, back) = (Inlet::default(), Kept::default(), Link::new(1, ROOM));
+            let (inlet, mut kept, back) = (Inlet::default(), Kept::default(), Link::new(1, ROOM, 1 << 20));
             let (mut ours, theirs) = duplex(1000);
             let hello = encode_block(&DataHello { protocol: PROTOCOL, epoch: 1 });
             ours.write_all(&[&hello[..], bad].concat()).await.unwrap();

@@ -23,6 +23,7 @@ mod gate;
 mod link;
 mod peer_id;
 mod proof;
+mod report;
 mod rotation;
 mod session;
 mod streams;
@@ -88,6 +89,13 @@ impl Links {
         self.0.write().unwrap_or_else(PoisonError::into_inner).remove(&peer);
     }
 
+    /// Takes all links down.
+    fn clear(&self) {
+        for (_, (link, _)) in self.0.write().unwrap_or_else(PoisonError::into_inner).drain() {
+            link.close();
+        }
+    }
+
     fn all(&self) -> Vec<Link> {
         self.0.read().unwrap_or_else(PoisonError::into_inner).values().map(|(link, _)| link.clone()).collect()
     }
@@ -98,7 +106,8 @@ impl Links {
 pub(crate) struct NetHandle {
     commands: mpsc::Sender<Command>,
     routes: watch::Receiver<Arc<Routes>>,
-    events: broadcast::Sender<Event>,
+    /// Weak, so that events end with the event loop.
+    events: broadcast::WeakSender<Event>,
 }
 
 /// The peer has shut down.
@@ -154,11 +163,12 @@ pub(crate) async fn start(config: NetConfig, links: Links) -> Result<(NetHandle,
     let (commands, inbox) = mpsc::channel(COMMANDS);
     let (events, _) = broadcast::channel(EVENTS);
     let (ready, listening) = oneshot::channel();
-    let (actor, routes) = actor::Actor::start(config, links, inbox, events.clone(), ready)?;
+    let watched = events.downgrade();
+    let (actor, routes) = actor::Actor::start(config, links, inbox, events, ready)?;
     let task = tokio::spawn(actor.run());
     // With no interface up there is no address to wait for.
     let _ = tokio::time::timeout(FIRST_ADDRESS, listening).await;
-    Ok((NetHandle { commands, routes, events }, task))
+    Ok((NetHandle { commands, routes, events: watched }, task))
 }
 
 impl NetHandle {
@@ -169,7 +179,8 @@ impl NetHandle {
 
     /// What happens from now on.
     pub(crate) fn events(&self) -> broadcast::Receiver<Event> {
-        self.events.subscribe()
+        // After the end: one that is closed already.
+        self.events.upgrade().map_or_else(|| broadcast::channel(1).1, |events| events.subscribe())
     }
 
     /// Hosts a node until the [`KeepAlive`] is dropped.
@@ -213,12 +224,6 @@ impl NetHandle {
     /// Says goodbye to all and ends the event loop.
     pub(crate) async fn leave(&self) {
         let _ = self.ask(|reply| Command::Leave { reply }).await; // closed is what we want
-    }
-
-    /// Cuts the link with a peer, as a lost connection does.
-    #[cfg(test)]
-    pub(crate) async fn cut(&self, peer: PeerId) {
-        let _ = self.commands.send(Command::Cut { peer }).await;
     }
 
     async fn ask<T>(&self, command: impl FnOnce(oneshot::Sender<T>) -> Command) -> Result<T, Closed> {

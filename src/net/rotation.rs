@@ -24,7 +24,7 @@ impl Actor {
         if let Some(folder) = &self.config.folder {
             self.config.ring.save(folder)?;
         }
-        self.keys_changed(&new);
+        self.keys_changed(&new, None);
         Ok(self.key_info())
     }
 
@@ -49,7 +49,7 @@ impl Actor {
             }
             let offer = self.config.ring.offer();
             self.on_key_held(id, new.epoch);
-            self.keys_changed(&offer);
+            self.keys_changed(&offer, Some(id));
         } else if self.config.ring.outranks(new) {
             self.tell(peer, &Control::NewKey(self.config.ring.offer()));
         }
@@ -74,22 +74,24 @@ impl Actor {
         }
     }
 
-    /// Passes a key on to all who do not hold it yet, and to nobody who is excluded.
-    fn keys_changed(&mut self, new: &NewKey) {
+    /// Passes a key on to all but whom it came from, and to nobody who is excluded.
+    fn keys_changed(&mut self, new: &NewKey, from: Option<ConnectionId>) {
         self.apply_keys();
         let mut excluded = Vec::new();
-        let mut behind: Vec<PeerId> = Vec::new();
+        let mut others: Vec<PeerId> = Vec::new();
         for (id, connection) in &self.connections {
-            let Some(up) = &connection.up else { continue };
+            if connection.up.is_none() {
+                continue;
+            }
             let identity = self.engine.view().signed(connection.peer).map(|signed| signed.record().identity);
             if identity.is_some_and(|identity| self.config.ring.excludes(&identity)) {
                 excluded.push(*id);
-            } else if up.key_epoch < new.epoch {
-                behind.push(connection.peer);
+            } else if Some(*id) != from {
+                others.push(connection.peer); // who has it says so, and no more
             }
         }
         excluded.into_iter().for_each(|id| self.shut_out(id));
-        behind.into_iter().for_each(|peer| self.tell(peer, &Control::NewKey(new.clone())));
+        others.into_iter().for_each(|peer| self.tell(peer, &Control::NewKey(new.clone())));
         self.shut_out_at = Some(self.now + CONFIRM);
         self.happened(What::KeyRotated { epoch: self.config.ring.epoch() });
     }

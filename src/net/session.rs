@@ -12,10 +12,10 @@ use std::time::{Duration, Instant};
 use bytes::{Bytes, BytesMut};
 use libp2p::Stream;
 use libp2p::swarm::ConnectionId;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, WriteHalf, split};
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::{JoinError, JoinSet};
-use tokio::time::{MissedTickBehavior, interval, sleep_until, timeout};
+use tokio::time::{sleep_until, timeout};
 use tokio_util::compat::{Compat, FuturesAsyncReadCompatExt};
 use tracing::debug;
 
@@ -69,9 +69,11 @@ pub(super) enum Ended {
     Bye(String),
     #[error("silent for {SILENCE:?}")]
     Silent,
+    #[error("it does not read what it is told")]
+    Deaf,
     #[error("no greeting within {GREETING:?}")]
     NoGreeting,
-    #[error("version {theirs} of the protocol there, {PROTOCOL} here: run the same release of meshd on both machines")]
+    #[error("version {theirs} of the protocol there, {PROTOCOL} here: {SAME_RELEASE}")]
     Version { theirs: u32 },
     #[error("a greeting with somebody else's record")]
     WrongRecord,
@@ -94,7 +96,7 @@ pub(super) enum Ended {
 impl Ended {
     pub(super) fn reason(&self) -> DownReason {
         match self {
-            Self::Silent | Self::NoGreeting => DownReason::Silent,
+            Self::Silent | Self::Deaf | Self::NoGreeting => DownReason::Silent,
             _ => DownReason::Closed,
         }
     }
@@ -129,6 +131,12 @@ struct Pauses {
     there: Notify,
 }
 
+impl Pauses {
+    fn take(&self) -> HashMap<(u32, Topic), bool> {
+        std::mem::take(&mut *self.changed.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
 impl ControlSender {
     /// Queues a message. `false`: the peer has not read for so long that the queue is full; its session should end.
     pub(super) fn say(&self, message: &Control) -> bool {
@@ -157,7 +165,13 @@ async fn live(start: Start, up: &mut Option<Link>) -> Result<std::convert::Infal
     let greeting = || {
         // Composing the greeting ends the reading of any older stream: what we say we received stays true.
         let received = inlet.freeze();
-        Control::Hello(Hello { protocol: PROTOCOL, record: start.record.clone(), key_epoch: start.key_epoch, received })
+        Control::Hello(Hello {
+            protocol: PROTOCOL,
+            record: start.record.clone(),
+            key_epoch: start.key_epoch,
+            max_message: start.max_message as u64,
+            received,
+        })
     };
     let greet = async {
         if leads {
@@ -177,55 +191,58 @@ async fn live(start: Start, up: &mut Option<Link>) -> Result<std::convert::Infal
             Ok((lane, hello))
         }
     };
-    let (mut lane, hello) = timeout(GREETING, greet).await.map_err(|_| Ended::NoGreeting)??;
+    let (lane, hello) = timeout(GREETING, greet).await.map_err(|_| Ended::NoGreeting)??;
     let record = read_record(&hello.record)?;
     if record.peer() != peer {
         return Err(Ended::WrongRecord);
     }
 
-    let record_edition = record.edition();
-    let link = Link::new(start.epoch, start.limits);
+    let began = now();
+    let link = Link::new(start.epoch, start.limits, usize::try_from(hello.max_message).unwrap_or(usize::MAX));
     *up = Some(link.clone());
-    let (blocks, mut outbox) = mpsc::channel(OUTBOX);
+    let (blocks, outbox) = mpsc::channel(OUTBOX);
     let control = ControlSender { blocks, pauses: Arc::default() };
-    let pauses = Arc::clone(&control.pauses);
     let mut tasks: JoinSet<Result<(), Ended>> = JoinSet::new();
     let (opener, writing) = (streams.opener.clone(), link.clone());
     tasks.spawn(async move {
         let stream = async { opener.open(Lane::Data).await.map(Stream::compat).map_err(std::io::Error::other) };
         Ok(writing.write(stream).await?)
     });
+    let ControlLane { stream, mut received } = lane;
+    let (mut reader, stream) = split(stream);
+    let pulse = Arc::new(Pulse { began, clock: start.clock, first_trip: Notify::new(), vitals: Arc::clone(&vitals) });
+    let pauses = Arc::clone(&control.pauses);
+    let writer = Writer { stream, outbox, pauses, pulse: Arc::clone(&pulse), edition: start.edition.clone(), leads };
+    tasks.spawn(writer.run());
     let mut receiver = Some(start.receiver);
-    let began = now();
-    let heard = |vitals: &Vitals| vitals.heard.store(millis(began), Ordering::Relaxed);
-    heard(&vitals);
+    let mut known = record.edition();
+    let answers = control.clone();
+    pulse.heard();
     let event = SessionEvent::Up { hello: Box::new(hello), record, link: link.clone(), control };
     events.send((connection, event)).await.map_err(|_| Ended::Closed)?;
 
-    let mut known = record_edition;
     let silence = sleep_until((began + SILENCE).into());
     tokio::pin!(silence);
     let mut pardoned = false;
-    let mut beat = interval(BEAT);
-    beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tokio::select! {
-            block = lane.read() => {
-                heard(&vitals);
+            block = read_block(&mut reader, &mut received) => {
+                pulse.heard();
                 match decode(&block?)? {
                     Control::Beat(Beat { time, rtt, edition }) if !leads => {
                         if let Some(rtt) = rtt {
                             vitals.rtt.store(rtt, Ordering::Relaxed);
                         }
-                        let answer = Control::Echo(Echo { time, edition: *start.edition.borrow() });
-                        lane.write(&encode_block(&answer)).await?;
+                        if !answers.say(&Control::Echo(Echo { time, edition: *start.edition.borrow() })) {
+                            return Err(Ended::Deaf);
+                        }
                         note_edition(&mut known, edition, connection, &events).await?;
                     }
                     Control::Echo(Echo { time, edition }) if leads => {
                         let first = vitals.rtt().is_none();
                         vitals.rtt.store(micros(began).saturating_sub(time).max(1), Ordering::Relaxed);
                         if first {
-                            beat.reset_immediately(); // so that the other side knows the round trip as well
+                            pulse.first_trip.notify_one(); // so that the other side knows the round trip as well
                         }
                         note_edition(&mut known, edition, connection, &events).await?;
                     }
@@ -237,39 +254,23 @@ async fn live(start: Start, up: &mut Option<Link>) -> Result<std::convert::Infal
                         events.send((connection, event)).await.map_err(|_| Ended::Closed)?;
                     }
                 }
-            }
-            block = outbox.recv() => match block {
-                Some(block) => lane.write(&block).await?,
-                None => return Err(Ended::Closed),
-            },
-            () = pauses.there.notified() => {
-                let changed = std::mem::take(&mut *pauses.changed.lock().unwrap_or_else(PoisonError::into_inner));
-                for ((node, topic), paused) in changed {
-                    let message = if paused { Control::Pause { node, topic } } else { Control::Resume { node, topic } };
-                    lane.write(&encode_block(&message)).await?;
+                if received.is_empty() {
+                    received = BytesMut::new(); // what is quiet most of the time keeps no buffer
                 }
             }
             stream = streams.incoming.recv() => match stream {
                 Some((Lane::Data, stream)) => {
                     // One data stream per session and direction.
                     let Some(mut receiver) = receiver.take() else { return Err(Ended::Data(LinkError::OldEpoch)) };
-                    let (inlet, link, vitals) = (Arc::clone(&inlet), link.clone(), Arc::clone(&vitals));
+                    let (inlet, link, pulse) = (Arc::clone(&inlet), link.clone(), Arc::clone(&pulse));
                     let max = start.max_message;
                     tasks.spawn(async move {
-                        let heard = || vitals.heard.store(millis(began), Ordering::Relaxed);
-                        Ok(inlet.read(stream.compat(), max, &link, &mut *receiver, heard).await?)
+                        Ok(inlet.read(stream.compat(), max, &link, &mut *receiver, || pulse.heard()).await?)
                     });
                 }
                 Some((Lane::Control, _)) => debug!(%peer, "a second control stream: dropped"),
                 None => return Err(Ended::Closed),
             },
-            _ = beat.tick(), if leads => {
-                // From the second on in step with all other sessions: one wake-up of the process for all its beats.
-                let beats = micros(start.clock) / BEAT.as_micros() as u64 + 1;
-                beat.reset_at((start.clock + BEAT * u32::try_from(beats).unwrap_or(u32::MAX)).into());
-                let beat = Beat { time: micros(began), rtt: vitals.rtt(), edition: *start.edition.borrow() };
-                lane.write(&encode_block(&Control::Beat(beat))).await?;
-            }
             () = silence.as_mut() => {
                 let deadline = Duration::from_millis(vitals.heard.load(Ordering::Relaxed)) + SILENCE;
                 let late = now().saturating_duration_since(began).saturating_sub(deadline);
@@ -284,8 +285,79 @@ async fn live(start: Start, up: &mut Option<Link>) -> Result<std::convert::Infal
                     return Err(Ended::Silent);
                 }
             }
-            ended = tasks.join_next(), if !tasks.is_empty() => data_ended(ended)?,
+            ended = tasks.join_next(), if !tasks.is_empty() => task_ended(ended)?,
         }
+    }
+}
+
+/// What beats and signs of life are measured by.
+struct Pulse {
+    /// When the session began.
+    began: Instant,
+    /// When the process did.
+    clock: Instant,
+    /// A round trip was measured for the first time.
+    first_trip: Notify,
+    vitals: Arc<Vitals>,
+}
+
+impl Pulse {
+    /// The peer gave a sign of life.
+    fn heard(&self) {
+        self.vitals.heard.store(millis(self.began), Ordering::Relaxed);
+    }
+
+    /// When all sessions of this process beat next: together, which wakes the process once.
+    fn next_beat(&self) -> Instant {
+        let beats = micros(self.clock) / BEAT.as_micros() as u64 + 1;
+        self.clock + BEAT * u32::try_from(beats).unwrap_or(u32::MAX)
+    }
+}
+
+/// What writes the control stream. Apart from what reads it: two peers that both have much to say must not wait for each
+/// other.
+struct Writer {
+    stream: WriteHalf<Compat<Stream>>,
+    outbox: mpsc::Receiver<Bytes>,
+    pauses: Arc<Pauses>,
+    pulse: Arc<Pulse>,
+    edition: watch::Receiver<Edition>,
+    leads: bool,
+}
+
+impl Writer {
+    async fn run(mut self) -> Result<(), Ended> {
+        let mut next_beat = self.pulse.began;
+        loop {
+            tokio::select! {
+                block = self.outbox.recv() => match block {
+                    Some(block) => self.write(&block).await?,
+                    None => return Ok(()),
+                },
+                () = self.pauses.there.notified() => {
+                    for ((node, topic), paused) in self.pauses.take() {
+                        let message =
+                            if paused { Control::Pause { node, topic } } else { Control::Resume { node, topic } };
+                        self.write(&encode_block(&message)).await?;
+                    }
+                }
+                () = self.pulse.first_trip.notified() => self.beat().await?,
+                () = sleep_until(next_beat.into()), if self.leads => {
+                    next_beat = self.pulse.next_beat();
+                    self.beat().await?;
+                }
+            }
+        }
+    }
+
+    async fn beat(&mut self) -> Result<(), Ended> {
+        let (time, rtt) = (micros(self.pulse.began), self.pulse.vitals.rtt());
+        let beat = Beat { time, rtt, edition: *self.edition.borrow() };
+        self.write(&encode_block(&Control::Beat(beat))).await
+    }
+
+    async fn write(&mut self, block: &[u8]) -> Result<(), Ended> {
+        write_block(&mut self.stream, block).await
     }
 }
 
@@ -302,7 +374,7 @@ async fn note_edition(
     Ok(())
 }
 
-fn data_ended(ended: Option<Result<Result<(), Ended>, JoinError>>) -> Result<(), Ended> {
+fn task_ended(ended: Option<Result<Result<(), Ended>, JoinError>>) -> Result<(), Ended> {
     match ended {
         Some(Ok(Ok(()))) | None => Err(Ended::Closed),
         Some(Ok(Err(why))) => Err(why),
@@ -323,29 +395,37 @@ impl ControlLane {
 
     /// The next block. Nothing is lost when this is cancelled.
     async fn read(&mut self) -> Result<Bytes, Ended> {
-        if self.received.is_empty() {
-            self.received = BytesMut::new(); // what is quiet most of the time keeps no buffer
-        }
         read_block(&mut self.stream, &mut self.received).await
     }
 
     async fn hello(&mut self) -> Result<Hello, Ended> {
         match decode(&self.read().await?)? {
             Control::Hello(hello) if hello.protocol == PROTOCOL => Ok(hello),
-            Control::Hello(hello) => Err(Ended::Version { theirs: hello.protocol }),
+            Control::Hello(hello) => {
+                let why = Ended::Version { theirs: hello.protocol };
+                // Who greeted first has not been told our version yet.
+                let reason =
+                    format!("version {PROTOCOL} of the protocol here, {} there: {SAME_RELEASE}", hello.protocol);
+                let _ = self.write(&encode_block(&Control::Bye { reason })).await; // it may be gone already
+                Err(why)
+            }
             Control::Bye { reason } => Err(Ended::Bye(reason)),
             _ => Err(Ended::Bad(BadMessage::Malformed("no greeting".into()))),
         }
     }
 
     async fn write(&mut self, block: &[u8]) -> Result<(), Ended> {
-        let write = async {
-            self.stream.write_all(block).await?;
-            self.stream.flush().await
-        };
-        // A peer that does not read its control stream is as good as dead.
-        Ok(timeout(SILENCE, write).await.map_err(|_| Ended::Silent)??)
+        write_block(&mut self.stream, block).await
     }
+}
+
+async fn write_block<S: AsyncWrite + Unpin>(stream: &mut S, block: &[u8]) -> Result<(), Ended> {
+    let write = async {
+        stream.write_all(block).await?;
+        stream.flush().await
+    };
+    // A peer that does not read its control stream is as good as dead.
+    Ok(timeout(PATIENCE, write).await.map_err(|_| Ended::Deaf)??)
 }
 
 async fn read_block<S: AsyncRead + Unpin>(stream: &mut S, received: &mut BytesMut) -> Result<Bytes, Ended> {
@@ -378,6 +458,9 @@ const BEAT: Duration = Duration::from_secs(1);
 const SILENCE: Duration = Duration::from_millis(2700);
 /// When the check for silence itself comes so late, this process was frozen or starved, not the peer.
 const STALL: Duration = Duration::from_millis(500);
+/// Time for one message to be taken. Longer than silence: who reads slowly still lives.
+const PATIENCE: Duration = Duration::from_secs(10);
+const SAME_RELEASE: &str = "run the same release of meshd on both machines";
 /// Time for both greetings.
 const GREETING: Duration = Duration::from_secs(4);
 /// Messages that wait for one control stream. A digest exchange with the largest view needs some dozens.

@@ -69,6 +69,7 @@ fn transport(membership: Membership, timeout: Duration) -> Boxed<(PeerId, Stream
 
 fn swarm_config() -> swarm::Config {
     swarm::Config::with_tokio_executor()
+        .with_smart_dial() // the next address only when the last did not answer: no handshakes for nothing
         .with_idle_connection_timeout(IDLE_TIMEOUT)
         .with_notify_handler_buffer_size(NOTIFY_BUFFER)
         .with_per_connection_event_buffer_size(EVENT_BUFFER)

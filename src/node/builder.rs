@@ -8,7 +8,8 @@ use crate::config::{Config, ConfigError, Home, Layers};
 use crate::keys::{IdentityKey, KeyError, KeyRing, NetworkKey};
 use crate::mesh::{BadName, MeshName, NodeName};
 use crate::net::{self, LinkLimits, Links, NetConfig, NetError};
-use crate::protocol::pubsub::{Arrivals, PubSub};
+use crate::protocol::arrivals::Arrivals;
+use crate::protocol::pubsub::PubSub;
 
 /// Describes a node, and starts it in a process of its own in the mesh.
 ///

@@ -41,6 +41,12 @@ use crate::protocol::subscription::Inbox;
 #[derive(Clone, Debug)]
 pub struct Node(Arc<Inner>);
 
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.host.pubsub.inboxes().remove(self.id.index); // no subscription is left: each holds the node
+    }
+}
+
 #[derive(Debug)]
 struct Inner {
     id: NodeId,
@@ -370,12 +376,6 @@ impl Node {
             }
         }
         host.pubsub.inboxes().finish();
-    }
-
-    /// Cuts the link with a peer, as a lost connection does.
-    #[cfg(test)]
-    pub(crate) async fn cut(&self, peer: PeerId) {
-        self.0.host.net.cut(peer).await;
     }
 }
 

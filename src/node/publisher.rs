@@ -73,8 +73,7 @@ impl Publisher {
     /// How many nodes listen now.
     #[must_use]
     pub fn listeners(&self) -> usize {
-        let routes = Arc::clone(&self.node.0.host.net.routes().borrow());
-        routes.resolve(self.topic(), "").groups.iter().map(|group| group.members.len()).sum()
+        self.node.0.host.pubsub.listeners(&self.outlet)
     }
 
     /// Whether somebody listens now.

@@ -2,9 +2,10 @@
 //!
 //! | frame | protocol |
 //! |---|---|
-//! | topic, node, message | [`pubsub`]: messages to groups of listeners; [`subscription`] holds what arrived |
+//! | topic, node, message | [`pubsub`] sends to groups of listeners, [`arrivals`] receives, [`subscription`] holds what arrived |
 //! | ping, pong | [`ping`]: the round trip of a link |
 
+pub(crate) mod arrivals;
 pub(crate) mod ping;
 pub(crate) mod pubsub;
 pub(crate) mod subscription;

@@ -16,8 +16,8 @@ use tokio::time::{Instant, timeout_at};
 use super::ping::Pings;
 use super::subscription::{Inbox, Inboxes, Put};
 use crate::mesh::{Codec, DropReason, Message, NodeId, NodeName, PeerId, Routes, SendReport, Target, Topic, Turns};
-use crate::net::{Link, Links, MAX_ALIASES, MAX_INTRODUCED, Outgoing, Receive, Refused};
-use crate::wire::frame::{self, BadFrame};
+use crate::net::{Link, Links, Outgoing, Refused};
+use crate::wire::frame;
 
 /// What all nodes of a peer share for sending and receiving.
 #[derive(Debug)]
@@ -127,9 +127,18 @@ struct Waiting {
     why: DropReason,
 }
 
+/// What came of another try.
+enum Again {
+    Given,
+    Not(DropReason),
+    /// Something changed: try again.
+    Wait(DropReason),
+}
+
 enum Via {
     Link(Link, u32),
-    Inbox(Arc<Inbox>),
+    /// Subscriptions of one node of this process.
+    Inboxes(Vec<Arc<Inbox>>),
 }
 
 impl PubSub {
@@ -158,6 +167,16 @@ impl PubSub {
 
     pub(crate) fn pings(&self) -> &Pings {
         &self.pings
+    }
+
+    /// A message came over a link.
+    pub(super) fn received(&self) {
+        self.received.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// A message was dropped here.
+    pub(super) fn dropped(&self) {
+        self.dropped.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Messages sent, received over links, and dropped, since the start.
@@ -195,7 +214,7 @@ impl PubSub {
         payload: &Bytes,
         options: &SendOptions,
     ) -> Result<SendReport, SendError> {
-        self.check_size(payload)?;
+        self.check(outlet, payload)?;
         let mut state = match outlet.state.try_lock() {
             Ok(state) => state,
             Err(_) => outlet.state.lock().await,
@@ -216,14 +235,33 @@ impl PubSub {
         payload: &Bytes,
         target: &Target,
     ) -> Result<Option<SendReport>, SendError> {
-        self.check_size(payload)?;
+        self.check(outlet, payload)?;
         let Ok(mut state) = outlet.state.try_lock() else { return Ok(None) };
         let mut sending = self.begin(outlet, &mut state, codec, payload, target);
         sending.give_up();
         Ok(Some(self.count(sending.report)))
     }
 
-    fn check_size(&self, payload: &Bytes) -> Result<(), SendError> {
+    /// How many nodes listen to the outlet's topic.
+    pub(crate) fn listeners(&self, outlet: &Outlet) -> usize {
+        let count = |route: &crate::mesh::Route| route.groups.iter().map(|group| group.members.len()).sum();
+        match outlet.state.try_lock() {
+            Ok(mut state) => {
+                self.refresh(outlet, &mut state.plan);
+                count(&state.plan.route)
+            }
+            // A send is waiting; the answer does not have to.
+            Err(_) => {
+                let routes = Arc::clone(&outlet.routes.borrow());
+                count(&routes.resolve(&outlet.topic, &self.host))
+            }
+        }
+    }
+
+    fn check(&self, outlet: &Outlet, payload: &Bytes) -> Result<(), SendError> {
+        if outlet.routes.has_changed().is_err() {
+            return Err(SendError::Closed); // who made the routes is gone
+        }
         if payload.len() > self.max_message {
             return Err(SendError::TooLarge { len: payload.len(), max: self.max_message });
         }
@@ -354,6 +392,9 @@ impl Sending<'_> {
                 Err(Refused::Paused) if targets.len() > 1 => {
                     targets.iter().for_each(|target| self.give(way, peer, &[*target]));
                 }
+                Err(Refused::TooLarge) => self.drop_for(peer, targets, DropReason::TooLarge),
+                // A send has waited in vain already: a stuck receiver costs the others that once.
+                Err(Refused::Full) if link.is_stalled() => self.drop_for(peer, targets, DropReason::LinkFull),
                 Err(refused) => {
                     let why =
                         if refused == Refused::Full { DropReason::LinkFull } else { DropReason::SubscriptionFull };
@@ -376,10 +417,10 @@ impl Sending<'_> {
         }
         if full.is_empty() {
             self.report.sent += 1;
+        } else {
+            let (via, targets) = (Via::Inboxes(full), vec![node]);
+            self.waiting.push(Waiting { via, targets, peer, why: DropReason::SubscriptionFull });
         }
-        let why = DropReason::SubscriptionFull;
-        let waiting = full.into_iter().map(|inbox| Waiting { via: Via::Inbox(inbox), targets: vec![node], peer, why });
-        self.waiting.extend(waiting);
     }
 
     fn push(&self, link: &Link, alias: u32, targets: &[u32]) -> Result<(), Refused> {
@@ -412,37 +453,58 @@ impl Sending<'_> {
         if timeout.is_zero() {
             return self.give_up();
         }
-        let deadline = Instant::now() + timeout;
-        for Waiting { via, targets, peer, mut why } in std::mem::take(&mut self.waiting) {
+        // A time so long that it cannot be counted is for ever, or near enough.
+        let now = Instant::now();
+        let deadline = now.checked_add(timeout).unwrap_or(now + FOR_EVER);
+        for Waiting { mut via, targets, peer, mut why } in std::mem::take(&mut self.waiting) {
             let given = loop {
-                let mut changed = match &via {
-                    Via::Link(link, _) => pin!(link.changed()),
-                    Via::Inbox(inbox) => pin!(inbox.room()),
-                };
-                changed.as_mut().enable();
-                match &via {
-                    Via::Link(link, alias) => match self.push(link, *alias, &targets) {
-                        Ok(()) => break true,
-                        Err(Refused::Closed) => {
-                            why = DropReason::LinkDown;
-                            break false;
-                        }
-                        Err(Refused::Full) => why = DropReason::LinkFull,
-                        Err(Refused::Paused) => why = DropReason::SubscriptionFull,
-                    },
-                    Via::Inbox(inbox) => match inbox.offer(self.message()) {
-                        Put::Full => {}
-                        Put::Taken | Put::Dropped | Put::Closed => break true,
-                    },
-                }
-                if timeout_at(deadline, changed).await.is_err() {
-                    break false;
+                match self.again(&mut via, &targets, deadline).await {
+                    Again::Given => break true,
+                    Again::Not(reason) => {
+                        why = reason;
+                        break false;
+                    }
+                    Again::Wait(reason) => why = reason,
                 }
             };
             if given {
                 self.report.sent += targets.len();
             } else {
+                if let (Via::Link(link, _), DropReason::LinkFull) = (&via, why) {
+                    link.set_stalled();
+                }
                 self.drop_for(peer, &targets, why);
+            }
+        }
+    }
+
+    /// Tries once more, and waits for a change if there is no room yet.
+    async fn again(&self, via: &mut Via, targets: &[u32], deadline: Instant) -> Again {
+        match via {
+            Via::Link(link, alias) => {
+                let mut changed = pin!(link.changed());
+                changed.as_mut().enable();
+                let why = match self.push(link, *alias, targets) {
+                    Ok(()) => return Again::Given,
+                    Err(Refused::Closed) => return Again::Not(DropReason::LinkDown),
+                    Err(Refused::TooLarge) => return Again::Not(DropReason::TooLarge),
+                    Err(Refused::Full) => DropReason::LinkFull,
+                    Err(Refused::Paused) => DropReason::SubscriptionFull,
+                };
+                if timeout_at(deadline, changed).await.is_err() { Again::Not(why) } else { Again::Wait(why) }
+            }
+            Via::Inboxes(full) => {
+                let Some(inbox) = full.last().cloned() else { return Again::Given };
+                let mut room = pin!(inbox.room());
+                room.as_mut().enable();
+                if inbox.offer(self.message()) != Put::Full {
+                    full.pop();
+                    return Again::Wait(DropReason::SubscriptionFull);
+                }
+                if timeout_at(deadline, room).await.is_err() {
+                    return Again::Not(DropReason::SubscriptionFull);
+                }
+                Again::Wait(DropReason::SubscriptionFull)
             }
         }
     }
@@ -458,114 +520,7 @@ impl Sending<'_> {
     }
 }
 
-/// What reads one peer's messages.
-pub(crate) struct Arrivals {
-    pubsub: Arc<PubSub>,
-    peer: PeerId,
-    /// Topics by alias, from 1.
-    topics: Vec<Arrived>,
-    names: HashMap<u32, NodeName>,
-    last_name: Option<(u32, NodeName)>,
-}
-
-/// A topic that a peer sends on, and where its messages go here.
-struct Arrived {
-    topic: Topic,
-    generation: u64,
-    inboxes: Vec<(u32, Vec<Arc<Inbox>>)>,
-}
-
-impl Arrivals {
-    pub(crate) fn new(pubsub: Arc<PubSub>, peer: PeerId) -> Self {
-        Self { pubsub, peer, topics: Vec::new(), names: HashMap::new(), last_name: None }
-    }
-
-    fn name(&mut self, index: u32) -> Result<NodeName, BadFrame> {
-        if let Some((last, name)) = &self.last_name
-            && *last == index
-        {
-            return Ok(name.clone());
-        }
-        let name = self.names.get(&index).ok_or(BadFrame::Unannounced)?.clone();
-        self.last_name = Some((index, name.clone()));
-        Ok(name)
-    }
-}
-
-impl Receive for Arrivals {
-    fn topic(&mut self, alias: u32, topic: Topic) -> Result<(), BadFrame> {
-        if alias as usize != self.topics.len() + 1 || self.topics.len() >= MAX_ALIASES {
-            return Err(BadFrame::Alias);
-        }
-        self.topics.push(Arrived::new(topic));
-        Ok(())
-    }
-
-    fn node(&mut self, index: u32, name: NodeName) {
-        // The sender starts over at the same count: see `Link`.
-        if self.names.len() >= MAX_INTRODUCED {
-            self.names.clear();
-        }
-        self.names.insert(index, name);
-        self.last_name = None;
-    }
-
-    fn message(&mut self, mut message: frame::Message) -> Result<(), BadFrame> {
-        self.pubsub.received.fetch_add(1, Ordering::Relaxed);
-        let from_name = self.name(message.head.from)?;
-        let mut inline;
-        let arrived = if let Some(topic) = message.topic.take() {
-            inline = Arrived::new(topic);
-            &mut inline
-        } else {
-            let at = (message.head.alias as usize).wrapping_sub(1);
-            self.topics.get_mut(at).ok_or(BadFrame::Unannounced)?
-        };
-        let received = Message {
-            topic: arrived.topic.clone(),
-            from: NodeId { peer: self.peer, index: message.head.from },
-            from_name,
-            seq: message.head.seq,
-            codec: message.head.codec,
-            payload: std::mem::take(&mut message.payload),
-            lagged: 0,
-        };
-        for node in message.targets() {
-            for inbox in arrived.inboxes(node, &self.pubsub.inboxes) {
-                let put = inbox.deliver(received.clone(), node, || self.pubsub.links.control(self.peer));
-                if put == Put::Dropped {
-                    self.pubsub.dropped.fetch_add(1, Ordering::Relaxed);
-                }
-            }
-        }
-        Ok(())
-    }
-
-    fn pong(&mut self, nonce: u64) {
-        self.pubsub.pings.answered(nonce);
-    }
-}
-
-impl Arrived {
-    fn new(topic: Topic) -> Self {
-        Self { topic, generation: 0, inboxes: Vec::new() }
-    }
-
-    fn inboxes(&mut self, node: u32, all: &Inboxes) -> &[Arc<Inbox>] {
-        let generation = all.generation();
-        if self.generation != generation || self.inboxes.len() > MAX_CACHED_NODES {
-            self.inboxes.clear();
-            self.generation = generation;
-        }
-        let at = self.inboxes.iter().position(|(known, _)| *known == node).unwrap_or_else(|| {
-            self.inboxes.push((node, all.matching(node, &self.topic)));
-            self.inboxes.len() - 1
-        });
-        &self.inboxes[at].1
-    }
-}
-
+/// A day: who waits longer for one message is not helped by waiting on.
+const FOR_EVER: Duration = Duration::from_secs(86_400);
 /// Topics whose turns are remembered after their last sender went. Beyond, those without a sender start over.
 const MAX_TURNS: usize = 1 << 14;
-/// Nodes whose inboxes are remembered per topic of a link.
-const MAX_CACHED_NODES: usize = 1024;

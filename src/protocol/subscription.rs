@@ -199,7 +199,7 @@ impl Inbox {
     }
 
     fn is_full(&self, state: &State) -> bool {
-        state.messages.len() >= self.options.messages || state.bytes >= self.options.bytes
+        state.messages.len() >= self.options.messages || state.bytes > self.options.bytes
     }
 
     fn is_too_much(&self, state: &State, message: &Message) -> bool {
@@ -237,12 +237,12 @@ impl Inboxes {
 
     pub(crate) fn insert(&self, node: u32, filter: TopicFilter, inbox: Arc<Inbox>) {
         let mut by_node = self.by_node.write().unwrap_or_else(PoisonError::into_inner);
-        // Those that were closed go here, so that dropping a subscription takes no lock of all others.
-        by_node.retain(|_, inboxes| {
-            inboxes.retain(|(_, inbox)| !inbox.is_closed());
-            !inboxes.is_empty()
-        });
-        by_node.entry(node).or_default().push((filter, inbox));
+        let listening = by_node.entry(node).or_default();
+        // Those that were closed go when the list would grow, so that dropping a subscription takes no lock of all others.
+        if listening.len() == listening.capacity() {
+            listening.retain(|(_, inbox)| !inbox.is_closed());
+        }
+        listening.push((filter, inbox));
         self.generation.fetch_add(1, Ordering::Release);
     }
 
@@ -254,6 +254,12 @@ impl Inboxes {
             .filter(|(filter, inbox)| filter.matches(topic) && !inbox.is_closed())
             .map(|(_, inbox)| Arc::clone(inbox))
             .collect()
+    }
+
+    /// The node is gone, and so are its subscriptions.
+    pub(crate) fn remove(&self, node: u32) {
+        self.by_node.write().unwrap_or_else(PoisonError::into_inner).remove(&node);
+        self.generation.fetch_add(1, Ordering::Release);
     }
 
     /// What is there can still be read; then every subscription ends.
@@ -307,7 +313,9 @@ mod tests {
     #[test]
     fn drop_newest_keeps_the_oldest_and_says_how_many_went() {
         let inbox = inbox(2, 1000, Overflow::DropNewest);
-        (1..=5).for_each(|seq| drop(inbox.offer(message(seq, 1))));
+        for seq in 1..=5 {
+            inbox.offer(message(seq, 1));
+        }
         assert_eq!(taken(&inbox), [(1, 0), (2, 0)]);
         inbox.offer(message(6, 1));
         assert_eq!(taken(&inbox), [(6, 3)]);

@@ -48,6 +48,8 @@ pub(crate) struct Hello {
     pub(crate) record: Bytes,
     /// How often the sender's network key was rotated.
     pub(crate) key_epoch: u64,
+    /// Most bytes of payload that the sender takes in one message.
+    pub(crate) max_message: u64,
     /// What the sender had received over the last link with this peer, if there was one.
     pub(crate) received: Option<Received>,
 }

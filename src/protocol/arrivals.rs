@@ -1,0 +1,120 @@
+//! Messages from links into subscriptions: the receiving half of [`pubsub`](super::pubsub).
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use super::pubsub::PubSub;
+use super::subscription::{Inbox, Inboxes, Put};
+use crate::mesh::{Message, NodeId, NodeName, PeerId, Topic};
+use crate::net::{MAX_ALIASES, MAX_INTRODUCED, Receive};
+use crate::wire::frame::{self, BadFrame};
+
+/// What reads one peer's messages.
+pub(crate) struct Arrivals {
+    pubsub: Arc<PubSub>,
+    peer: PeerId,
+    /// Topics by alias, from 1.
+    topics: Vec<Arrived>,
+    names: HashMap<u32, NodeName>,
+    last_name: Option<(u32, NodeName)>,
+}
+
+/// A topic that a peer sends on, and where its messages go here.
+struct Arrived {
+    topic: Topic,
+    generation: u64,
+    inboxes: Vec<(u32, Vec<Arc<Inbox>>)>,
+}
+
+impl Arrivals {
+    pub(crate) fn new(pubsub: Arc<PubSub>, peer: PeerId) -> Self {
+        Self { pubsub, peer, topics: Vec::new(), names: HashMap::new(), last_name: None }
+    }
+
+    fn name(&mut self, index: u32) -> Result<NodeName, BadFrame> {
+        if let Some((last, name)) = &self.last_name
+            && *last == index
+        {
+            return Ok(name.clone());
+        }
+        let name = self.names.get(&index).ok_or(BadFrame::Unannounced)?.clone();
+        self.last_name = Some((index, name.clone()));
+        Ok(name)
+    }
+}
+
+impl Receive for Arrivals {
+    fn topic(&mut self, alias: u32, topic: Topic) -> Result<(), BadFrame> {
+        if alias as usize != self.topics.len() + 1 || self.topics.len() >= MAX_ALIASES {
+            return Err(BadFrame::Alias);
+        }
+        self.topics.push(Arrived::new(topic));
+        Ok(())
+    }
+
+    fn node(&mut self, index: u32, name: NodeName) {
+        // The sender starts over at the same count: see `Link`.
+        if self.names.len() >= MAX_INTRODUCED {
+            self.names.clear();
+        }
+        self.names.insert(index, name);
+        self.last_name = None;
+    }
+
+    fn message(&mut self, mut message: frame::Message) -> Result<(), BadFrame> {
+        self.pubsub.received();
+        let from_name = self.name(message.head.from)?;
+        let mut inline;
+        let arrived = if let Some(topic) = message.topic.take() {
+            inline = Arrived::new(topic);
+            &mut inline
+        } else {
+            let at = (message.head.alias as usize).wrapping_sub(1);
+            self.topics.get_mut(at).ok_or(BadFrame::Unannounced)?
+        };
+        let received = Message {
+            topic: arrived.topic.clone(),
+            from: NodeId { peer: self.peer, index: message.head.from },
+            from_name,
+            seq: message.head.seq,
+            codec: message.head.codec,
+            payload: std::mem::take(&mut message.payload),
+            lagged: 0,
+        };
+        for node in message.targets() {
+            for inbox in arrived.inboxes(node, self.pubsub.inboxes()) {
+                let put = inbox.deliver(received.clone(), node, || self.pubsub.links().control(self.peer));
+                if put == Put::Dropped {
+                    self.pubsub.dropped();
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn pong(&mut self, nonce: u64) {
+        self.pubsub.pings().answered(nonce);
+    }
+}
+
+impl Arrived {
+    fn new(topic: Topic) -> Self {
+        Self { topic, generation: 0, inboxes: Vec::new() }
+    }
+
+    fn inboxes(&mut self, node: u32, all: &Inboxes) -> &[Arc<Inbox>] {
+        let generation = all.generation();
+        if self.generation != generation || self.inboxes.len() > MAX_CACHED_NODES {
+            self.inboxes.clear();
+            self.generation = generation;
+        }
+        let at = self.inboxes.iter().position(|(known, _)| *known == node).unwrap_or_else(|| {
+            self.inboxes.push((node, all.matching(node, &self.topic)));
+            self.inboxes.len() - 1
+        });
+        &self.inboxes[at].1
+    }
+}
+
+/// Nodes whose inboxes are remembered per topic of a link.
+const MAX_CACHED_NODES: usize = 1024;
