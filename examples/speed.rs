@@ -1,7 +1,7 @@
 //! How fast a link is: 64-byte messages one way and there and back, between two processes over the encrypted connection,
 //! beside a bare libp2p stream (TCP, Noise, yamux) in the same run. Run by `scripts/bench.sh`; prints a table.
 //!
-//! Messages are counted where they arrive. Rounds are interleaved, medians are shown: one machine's numbers vary, their
+//! Both halves work in tasks of the runtime, as programs do. Messages are counted where they arrive. Rounds are interleaved, medians are shown: one machine's numbers vary, their
 //! ratios less.
 
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a measurement prints what it measured")]
@@ -9,7 +9,7 @@
 use std::error::Error;
 use std::future::poll_fn;
 use std::io::{BufRead, BufReader as StdBufReader};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -37,8 +37,8 @@ async fn main() -> Outcome<()> {
     let words: Vec<String> = std::env::args().skip(1).collect();
     match words.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         [] => measure().await,
-        ["mesh", folder] => mesh_receiver(Path::new(folder)).await,
-        ["bare"] => bare_receiver().await,
+        ["mesh", folder] => tokio::spawn(mesh_receiver(folder.into())).await?,
+        ["bare"] => tokio::spawn(bare_receiver()).await?,
         _ => Err("no arguments: measures, and starts its other half itself".into()),
     }
 }
@@ -47,10 +47,10 @@ async fn measure() -> Outcome<()> {
     let mut rows: [Vec<f64>; 4] = Default::default();
     for round in 1..=ROUNDS {
         eprintln!("round {round} of {ROUNDS}");
-        let (rate, trip) = mesh().await?;
+        let (rate, trip) = tokio::spawn(mesh()).await??;
         rows[0].push(rate);
         rows[2].push(trip);
-        let (rate, trip) = bare().await?;
+        let (rate, trip) = tokio::spawn(bare()).await??;
         rows[1].push(rate);
         rows[3].push(trip);
     }
@@ -109,8 +109,8 @@ async fn mesh() -> Outcome<(f64, f64)> {
     Ok((rate, p50(trips)))
 }
 
-async fn mesh_receiver(folder: &Path) -> Outcome<()> {
-    let node = node("receiver", folder).await?;
+async fn mesh_receiver(folder: PathBuf) -> Outcome<()> {
+    let node = node("receiver", &folder).await?;
     let options = ListenOptions { messages: 65_536, overflow: Overflow::Block, ..ListenOptions::default() };
     let mut flood = node.listen_with("flood", options).await?;
     let mut ping = node.listen("ping").await?;

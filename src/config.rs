@@ -50,8 +50,7 @@ pub struct Config {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct DiscoveryConfig {
-    /// Peers of this host, through `runtime_dir`, and links to them over Unix sockets, which are about twenty times faster
-    /// for small messages than TCP. Off: what is on one machine behaves as if it were on two.
+    /// Peers of this host, through `runtime_dir`. Off: what is on one machine behaves as if it were on two.
     pub local: bool,
     /// Multicast DNS on every interface. Off: silent on the network; peers need a bootstrap address.
     pub mdns: bool,

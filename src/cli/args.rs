@@ -119,7 +119,7 @@ pub(super) struct RunArgs {
     /// Do not find or announce peers by multicast DNS
     #[arg(long)]
     pub(super) no_mdns: bool,
-    /// Do not find peers of this host through its file system, nor link to them over Unix sockets
+    /// Do not find peers of this host through its file system, only over the network
     #[arg(long)]
     pub(super) no_local: bool,
 }

@@ -340,7 +340,7 @@ impl Actor {
                 self.on_dial_error(connection_id, &error);
             }
             SwarmEvent::IncomingConnectionError { send_back_addr, error, .. } => {
-                debug!(from = %send_back_addr, %error, "a connection was refused");
+                debug!(from = %send_back_addr, error = &error as &dyn std::error::Error, "a connection was refused");
                 let failure = failure_of(&error);
                 // Crowds are counted at the gate. Whoever else fails is no member: members try one address at a time.
                 if !matches!(error, ListenError::Denied { .. }) {

@@ -8,7 +8,7 @@ use libp2p::core::upgrade::NegotiationError;
 use libp2p::swarm::dial_opts::{DialOpts, PeerCondition};
 use libp2p::swarm::{ConnectionId, DialError};
 use libp2p::{Multiaddr, noise};
-use tracing::{debug, info};
+use tracing::{debug, info, warn};
 
 use super::actor::Actor;
 use super::dialer::DialFailure;
@@ -94,7 +94,7 @@ impl Actor {
 
     pub(super) fn on_dial_error(&mut self, connection: ConnectionId, error: &DialError) {
         let Some(dial) = self.dials.remove(&connection) else { return };
-        debug!(peer = ?dial.peer, %error, "dial failed");
+        debug!(peer = ?dial.peer, error = error as &dyn Error, "dial failed");
         let each = |failure| dial.addresses.iter().map(|address| (address.clone(), failure)).collect::<Vec<_>>();
         let failures = match error {
             DialError::Transport(errors) => {
@@ -116,7 +116,16 @@ impl Actor {
     pub(super) fn foreign(&mut self, address: &Multiaddr) {
         let place = ip_of(address).map_or_else(|| address.to_string(), |ip| ip.to_string());
         if self.foreign_seen.len() < MAX_FOREIGN_SEEN && self.foreign_seen.insert(place.clone()) {
-            info!(address = place, "a peer there holds another network key: it is left alone");
+            if self.engine.view().linked().next().is_none() {
+                // Perhaps it is not them who are foreign.
+                warn!(
+                    address = place,
+                    "a peer there holds another network key: if this mesh's key was rotated, this \
+                    machine needs a new ticket (`meshd invite` on a member, `meshd join` here)"
+                );
+            } else {
+                info!(address = place, "a peer there holds another network key: it is left alone");
+            }
             self.happened(What::Foreign { address: place });
         }
     }

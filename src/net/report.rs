@@ -14,7 +14,8 @@ impl Actor {
             .values()
             .filter_map(|connection| {
                 let up = connection.up.as_ref()?;
-                let signed = self.engine.view().signed(connection.peer)?;
+                // Who said goodbye is gone, even if its connection is not closed yet.
+                let signed = self.engine.view().signed(connection.peer).filter(|signed| !signed.record().leaving)?;
                 let record = signed.record();
                 Some(PeerInfo {
                     peer: record.peer,
@@ -57,7 +58,7 @@ impl Actor {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             uptime_s: ago(self.started),
             addresses: self.engine.own_addresses().to_vec(),
-            peers: self.connections.values().filter(|connection| connection.up.is_some()).count(),
+            peers: self.engine.view().reachable().count(),
             nodes: self.engine.view().reachable().map(|record| record.nodes.len()).sum::<usize>() + own.nodes.len(),
             discovery: discovery.collect(),
             foreign: ForeignInfo {
