@@ -22,6 +22,7 @@ use libp2p::identity::Keypair;
 use libp2p::{Multiaddr, PeerId, noise, tcp, yamux};
 use meshd::{ListenOptions, NetworkKey, Node, Overflow};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, BufReader, BufWriter};
+use tokio::task::block_in_place;
 use tokio_util::compat::FuturesAsyncReadCompatExt;
 
 type Outcome<T> = Result<T, Box<dyn Error + Send + Sync>>;
@@ -37,30 +38,36 @@ async fn main() -> Outcome<()> {
     let words: Vec<String> = std::env::args().skip(1).collect();
     match words.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         [] => measure().await,
-        ["mesh", folder] => tokio::spawn(mesh_receiver(folder.into())).await?,
+        ["mesh", folder] => tokio::spawn(mesh_receiver(folder.into(), false)).await?,
+        ["mesh", folder, "slow"] => tokio::spawn(mesh_receiver(folder.into(), true)).await?,
         ["bare"] => tokio::spawn(bare_receiver()).await?,
         _ => Err("no arguments: measures, and starts its other half itself".into()),
     }
 }
 
 async fn measure() -> Outcome<()> {
-    let mut rows: [Vec<f64>; 4] = Default::default();
+    let mut rows: [Vec<f64>; 5] = Default::default();
     for round in 1..=ROUNDS {
         eprintln!("round {round} of {ROUNDS}");
-        let (rate, trip) = tokio::spawn(mesh()).await??;
+        let (rate, trip) = tokio::spawn(mesh(false)).await??;
         rows[0].push(rate);
         rows[2].push(trip);
+        rows[4].push(tokio::spawn(mesh(true)).await??.0);
         let (rate, trip) = tokio::spawn(bare()).await??;
         rows[1].push(rate);
         rows[3].push(trip);
     }
-    let [rate, bare_rate, trip, bare_trip] = rows.map(|mut row| {
+    let [rate, bare_rate, trip, bare_trip, beside_slow] = rows.map(|mut row| {
         row.sort_by(f64::total_cmp);
         row[row.len() / 2]
     });
     println!("| 64 B, two processes, encrypted TCP on loopback | meshd | bare libp2p stream | ratio |");
     println!("|---|---|---|---|");
     println!("| one way, messages/s | {rate:.0} | {bare_rate:.0} | {:.2} |", rate / bare_rate);
+    println!(
+        "| the same beside a listener that takes 50 ms per message | {beside_slow:.0} | {rate:.0} (alone) | {:.2} |",
+        beside_slow / rate
+    );
     println!("| round trip p50, us | {trip:.1} | {bare_trip:.1} | {:.2} |", trip / bare_trip);
     Ok(())
 }
@@ -80,14 +87,18 @@ async fn node(name: &str, folder: &Path) -> Outcome<Node> {
     Ok(builder.runtime_dir(folder.join("run")).start().await?)
 }
 
-async fn mesh() -> Outcome<(f64, f64)> {
+async fn mesh(beside_slow: bool) -> Outcome<(f64, f64)> {
     let folder = tempfile::tempdir()?;
     NetworkKey::generate().write_new(folder.path().join("key"))?;
-    let (mut child, mut line) = other_half(&["mesh", folder.path().to_str().ok_or("path")?])?;
+    let path = folder.path().to_str().ok_or("path")?;
+    let (mut child, mut line) = other_half(&["mesh", path, "slow"][..if beside_slow { 3 } else { 2 }])?;
+    let receivers = if beside_slow { 2 } else { 1 };
     let node = node("source", folder.path()).await?;
     let mut pong = node.listen("pong").await?;
     let (ping, flood) = (node.publisher("ping")?, node.publisher("flood")?);
-    if ping.wait_for_listeners(1, PATIENCE).await == 0 || flood.wait_for_listeners(1, PATIENCE).await == 0 {
+    if ping.wait_for_listeners(1, PATIENCE).await == 0
+        || flood.wait_for_listeners(receivers, PATIENCE).await < receivers
+    {
         return Err("the other half does not listen".into());
     }
     let payload = bytes::Bytes::from(vec![7; SIZE]);
@@ -100,21 +111,30 @@ async fn mesh() -> Outcome<(f64, f64)> {
     }
     for _ in 0..ONE_WAY {
         let report = flood.send_bytes(payload.clone()).await?;
-        if report.sent != 1 {
+        if report.sent != receivers {
             return Err(format!("not sent: {report:?}").into());
         }
     }
-    let rate = line()?.parse()?;
-    child.wait()?;
+    let rate = block_in_place(&mut line)?.parse()?;
+    block_in_place(|| child.wait())?;
     Ok((rate, p50(trips)))
 }
 
-async fn mesh_receiver(folder: PathBuf) -> Outcome<()> {
+async fn mesh_receiver(folder: PathBuf, beside_slow: bool) -> Outcome<()> {
     let node = node("receiver", &folder).await?;
     let options = ListenOptions { messages: 65_536, overflow: Overflow::Block, ..ListenOptions::default() };
     let mut flood = node.listen_with("flood", options).await?;
     let mut ping = node.listen("ping").await?;
     let pong = node.publisher("pong")?;
+    if beside_slow {
+        let mut slow = node.sibling("slow").await?.listen("flood").await?;
+        tokio::spawn(async move {
+            while let Some(message) = slow.next().await {
+                eprintln!("the slow one got {} after it missed {}", message.seq, message.lagged);
+                tokio::time::sleep(Duration::from_millis(50)).await; // its work
+            }
+        });
+    }
     tokio::spawn(async move {
         while let Some(message) = ping.next().await {
             let _ = pong.send_bytes(message.payload).await;
@@ -134,7 +154,7 @@ async fn mesh_receiver(folder: PathBuf) -> Outcome<()> {
 
 async fn bare() -> Outcome<(f64, f64)> {
     let (mut child, mut line) = other_half(&["bare"])?;
-    let address: Multiaddr = line()?.parse()?;
+    let address: Multiaddr = block_in_place(&mut line)?.parse()?;
     let mut transport = transport();
     let options = DialOpts { role: Endpoint::Dialer, port_use: PortUse::New };
     let (_, mut connection) = transport.dial(address, options)?.await?;
@@ -164,8 +184,8 @@ async fn bare() -> Outcome<(f64, f64)> {
         }
     }
     stream.flush().await?;
-    let rate = line()?.parse()?;
-    child.wait()?;
+    let rate = block_in_place(&mut line)?.parse()?;
+    block_in_place(|| child.wait())?;
     Ok((rate, p50(trips)))
 }
 

@@ -17,7 +17,7 @@ case "${1-}" in
 *) fail "unknown argument '$1'" "the only one is --no-lab" ;;
 esac
 
-command -v cargo >/dev/null || fail "there is no cargo" "install Rust: https://rustup.rs"
+command -v cargo >/dev/null || fail "there is no cargo" "install Rust 1.88 or later"
 cargo fmt --version >/dev/null 2>&1 || fail "there is no rustfmt" "rustup component add rustfmt"
 cargo clippy --version >/dev/null 2>&1 || fail "there is no clippy" "rustup component add clippy"
 command -v cc >/dev/null || command -v gcc >/dev/null || command -v clang >/dev/null ||

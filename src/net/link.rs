@@ -418,14 +418,18 @@ impl Inlet {
         stream.write_all(&encode_block(&hello)).await?;
         stream.flush().await?;
         let max_frame = max_message + frame::overhead(frame::MAX_TARGETS);
+        let mut room = READ_LEAST;
         loop {
             if !self.dispatch(hello.epoch, &mut received, max_frame, link, receiver)? {
                 return Ok(());
             }
-            received.reserve(READ_AT_LEAST);
-            if stream.read_buf(&mut received).await? == 0 {
+            received.reserve(room);
+            let read = stream.read_buf(&mut received).await?;
+            if read == 0 {
                 return if received.is_empty() { Ok(()) } else { Err(LinkError::Cut) };
             }
+            // What is read stays in memory for as long as a part of it is held: little traffic takes small buffers.
+            room = if read >= room { (room * 2).min(READ_MOST) } else { (room / 2).max(read).max(READ_LEAST) };
             heard();
         }
     }
@@ -523,8 +527,9 @@ const JOIN_UP_TO: usize = 8 << 10;
 /// Bytes after which a joined buffer is closed: what one write gives the stream.
 const SEGMENT: usize = 64 << 10;
 const FIRST_CAPACITY: usize = 4 << 10;
-/// Free space offered to each read.
-const READ_AT_LEAST: usize = 64 << 10;
+/// Free space offered to each read: follows what comes.
+const READ_LEAST: usize = 2 << 10;
+const READ_MOST: usize = 64 << 10;
 /// Most topics that a link numbers; further ones are written out in each frame.
 pub(crate) const MAX_ALIASES: usize = 1 << 16;
 /// Most node names remembered per link; then both ends start over.

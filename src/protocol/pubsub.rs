@@ -10,6 +10,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
+use smallvec::SmallVec;
 use tokio::sync::{Mutex as OrderedMutex, MutexGuard as OrderedGuard, watch};
 use tokio::time::{Instant, timeout_at};
 
@@ -107,6 +108,9 @@ pub enum SendError {
     #[error("the peer has shut down")]
     Closed,
 }
+
+/// Who gets one message. On the stack for as many as there mostly are.
+type Receivers = SmallVec<[(NodeId, Way); FEW]>;
 
 /// A message that is being sent.
 struct Sending<'a> {
@@ -291,7 +295,7 @@ impl PubSub {
         let report = SendReport::default();
         let mut sending = Sending { pubsub: self, outlet, seq: *seq, codec, payload, report, waiting: Vec::new() };
         let mut turns = None; // locked only if there is a choice
-        let mut several: Vec<(NodeId, Way)> = Vec::new();
+        let mut several: Receivers = SmallVec::new();
         for (group, ways) in plan.route.groups.iter().zip(&plan.ways) {
             match target {
                 Target::EachGroup => {}
@@ -369,12 +373,12 @@ impl Way {
 
 impl Sending<'_> {
     /// Groups the receivers by peer, so that the message crosses each link once.
-    fn give_all(&mut self, mut receivers: Vec<(NodeId, Way)>) {
+    fn give_all(&mut self, mut receivers: Receivers) {
         receivers.sort_unstable_by_key(|(id, _)| *id);
         let mut rest = &receivers[..];
         while let Some((first, way)) = rest.first() {
             let same = rest.iter().take_while(|(id, _)| id.peer == first.peer).count().min(frame::MAX_TARGETS);
-            let targets: Vec<u32> = rest[..same].iter().map(|(id, _)| id.index).collect();
+            let targets: SmallVec<[u32; FEW]> = rest[..same].iter().map(|(id, _)| id.index).collect();
             self.give(way, first.peer, &targets);
             rest = &rest[same..];
         }
@@ -520,6 +524,8 @@ impl Sending<'_> {
     }
 }
 
+/// Receivers that most messages have at most.
+const FEW: usize = 4;
 /// A day: who waits longer for one message is not helped by waiting on.
 const FOR_EVER: Duration = Duration::from_secs(86_400);
 /// Topics whose turns are remembered after their last sender went. Beyond, those without a sender start over.
