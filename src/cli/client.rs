@@ -5,6 +5,7 @@ use std::io;
 
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::time::timeout;
 
 use super::Place;
 use super::trouble::{Exit, Trouble};
@@ -49,7 +50,12 @@ impl Client {
         let (from, to) = stream.into_split();
         let from = BlockReader::new(from, control::MAX_BLOCK);
         let mut client = Self { from, to, next_id: 0, unasked: VecDeque::new() };
-        client.call(Request::Hello { version: control::VERSION }).await?;
+        // A daemon that is frozen, or has no descriptor left, takes the connection and says nothing.
+        let greeted = timeout(PATIENCE, client.call(Request::Hello { version: control::VERSION })).await;
+        greeted.map_err(|_| {
+            Trouble::new(Exit::TimedOut, format!("the daemon of mesh '{}' does not answer", place.mesh))
+                .hint("see what it logs: it may be frozen, or out of file descriptors (`ulimit -n`)")
+        })??;
         Ok(Some(client))
     }
 
@@ -117,3 +123,6 @@ pub(super) fn unexpected(reply: &Reply) -> Trouble {
     Trouble::new(Exit::Failed, format!("the daemon gave an unexpected reply: {reply:?}"))
         .hint("restart the daemon, so that both are of one version")
 }
+
+/// How long a daemon may take to greet.
+const PATIENCE: std::time::Duration = std::time::Duration::from_secs(5);

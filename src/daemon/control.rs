@@ -468,7 +468,7 @@ fn send_failure(error: SendError) -> Failure {
 fn rotate_failure(error: RotationError) -> Failure {
     let kind = match error {
         RotationError::Closed => return stopping(),
-        RotationError::Refused(_) => FailureKind::Refused,
+        RotationError::Refused(_) | RotationError::Oneself => FailureKind::Refused,
         RotationError::Keys(_) | RotationError::NoHome => FailureKind::Failed,
     };
     Failure { hint: error.hint(), ..Failure::new(kind, error) }

@@ -67,6 +67,9 @@ pub enum RotationError {
     /// The keys could not be read or written.
     #[error(transparent)]
     Keys(#[from] KeyError),
+    /// It would exclude the machine that it is made on. Nothing changed.
+    #[error("a rotation cannot exclude the machine that makes it")]
+    Oneself,
     /// The peer has no home directory to read keys from.
     #[error("this peer has no home to read keys from")]
     NoHome,
@@ -87,6 +90,7 @@ impl RotationError {
         match self {
             Self::Refused(RotateRefused(error)) => Some(error.hint()),
             Self::Keys(error) => error.hint(),
+            Self::Oneself => Some("run it on a machine that stays in the mesh".into()),
             Self::NoHome | Self::Closed => None,
         }
     }

@@ -153,8 +153,8 @@ impl Actor {
             SessionEvent::Edition(edition) => self.engine.current_edition(peer, edition),
             SessionEvent::Heard(control) => self.on_control(id, peer, *control),
             SessionEvent::Ended { why, remains } => {
-                if remains.is_none() {
-                    self.dialer.greeted(peer, false);
+                if remains.is_none() || matches!(why, Ended::Bye(_)) {
+                    self.dialer.greeted(peer, false); // dialling again would end the same way
                 }
                 match &why {
                     Ended::Bye(_) | Ended::Version { .. } => warn!(%peer, reason = %why, "the link ended"),
@@ -180,7 +180,6 @@ impl Actor {
             .map(|(other, _)| *other)
             .collect();
         others.into_iter().for_each(|other| self.end(other, DownReason::Closed));
-        self.dialer.greeted(peer, true);
         let Some(connection) = self.connections.get_mut(&id) else { return };
         connection.up = Some(Up { link: link.clone(), control: control.clone(), key_epoch: hello.key_epoch });
         if self.config.ring.excludes(&record.record().identity) {
@@ -263,6 +262,10 @@ impl Actor {
             session.abort();
         }
         let (peer, up) = (connection.peer, connection.up.take());
+        let lasted = self.now.saturating_duration_since(connection.since);
+        if up.is_some() && lasted >= STEADY {
+            self.dialer.greeted(peer, true);
+        }
         if let Some(up) = up {
             let remains = up.link.close();
             let remote = self.remotes.entry(peer).or_default();
@@ -313,9 +316,13 @@ impl Actor {
     pub(super) fn shut_out(&mut self, id: ConnectionId) {
         let Some(connection) = self.connections.get(&id) else { return };
         info!(peer = %connection.peer, "shut out by a rotation of the network key");
+        let identity = self.engine.view().signed(connection.peer).map(|signed| signed.record().identity);
+        let excluded = identity.is_none_or(|identity| self.config.ring.excludes(&identity));
         if let Some(up) = &connection.up {
-            up.control.say(&Control::Bye { reason: SHUT_OUT.to_owned() });
+            let reason = if excluded { EXCLUDED } else { SHUT_OUT };
+            up.control.say(&Control::Bye { reason: reason.to_owned() });
         }
+        self.dialer.greeted(connection.peer, false);
         self.closing.push((self.now + LAST_WORD, id));
         if let Some(connection) = self.connections.get(&id) {
             let peer = connection.peer;
@@ -327,10 +334,14 @@ impl Actor {
 
 /// Two connections that stand within this time of each other were dialled at the same time.
 const RACE: Duration = Duration::from_secs(4);
+/// A link that stood so long was of use.
+const STEADY: Duration = Duration::from_secs(10);
 /// What is kept of the peers' addresses for the next start follows changes after this time.
 const CACHE_AFTER_CHANGE: Duration = Duration::from_secs(2);
 /// After a change, others may still be arriving.
 const KAD_AFTER_CHANGE: Duration = Duration::from_secs(1);
 /// Time for the reason to reach who is shut out.
 const LAST_WORD: Duration = Duration::from_millis(200);
+const EXCLUDED: &str = "the identity of this machine was excluded by a rotation (`meshd key rotate --without`): to be let in \
+                        again, it needs a new identity (remove the file `identity` in its home) and a new ticket";
 const SHUT_OUT: &str = "the network key was rotated without this machine: it needs a new ticket (`meshd invite`)";

@@ -33,6 +33,8 @@ struct Shared {
     max_message: usize,
     /// A send gave up waiting, and nothing was written since: others need not wait as well.
     stalled: AtomicBool,
+    /// All that was queued is written and flushed.
+    idle: AtomicBool,
     queue: Mutex<Queue>,
     /// The writer waits here for frames.
     filled: Notify,
@@ -69,7 +71,7 @@ struct Queue {
 #[derive(Debug)]
 enum Segment {
     /// Whole frames one behind the other, and possibly the header of the payload that comes next.
-    Joined(BytesMut),
+    Joined { joined: BytesMut, frames: usize },
     /// One large payload.
     Payload(Bytes),
 }
@@ -115,8 +117,9 @@ pub(crate) struct Remains {
 impl Link {
     pub(crate) fn new(epoch: u64, limits: LinkLimits, max_message: usize) -> Self {
         let queue = Mutex::new(Queue::default());
-        let (filled, drained, stalled) = (Notify::new(), Notify::new(), AtomicBool::new(false));
-        Self(Arc::new(Shared { epoch, limits, max_message, stalled, queue, filled, drained }))
+        let (filled, drained) = (Notify::new(), Notify::new());
+        let (stalled, idle) = (AtomicBool::new(false), AtomicBool::new(true));
+        Self(Arc::new(Shared { epoch, limits, max_message, stalled, idle, queue, filled, drained }))
     }
 
     /// The number that stands for a topic on this link. Announced at the first call.
@@ -130,7 +133,7 @@ impl Link {
         }
         let alias = queue.aliases.len() as u32 + 1;
         queue.aliases.insert(topic.clone(), alias);
-        queue.control(|out| frame::put_topic(out, alias, topic));
+        queue.join(|out| frame::put_topic(out, alias, topic));
         drop(queue);
         self.0.filled.notify_one();
         alias
@@ -178,7 +181,7 @@ impl Link {
     pub(crate) fn ping(&self, nonce: u64, answer: bool) {
         let mut queue = self.queue();
         if !queue.closed && queue.frames < self.0.limits.frames {
-            queue.control(|out| frame::put_ping(out, nonce, answer));
+            queue.join(|out| frame::put_ping(out, nonce, answer));
             drop(queue);
             self.0.filled.notify_one();
         }
@@ -209,7 +212,7 @@ impl Link {
             let changed = self.changed();
             {
                 let queue = self.queue();
-                if queue.closed || queue.frames == 0 {
+                if queue.closed || (queue.frames == 0 && self.0.idle.load(Ordering::Relaxed)) {
                     return;
                 }
             }
@@ -244,17 +247,27 @@ impl Link {
         let mut stream = stream.await?;
         let hello = DataHello { protocol: PROTOCOL, epoch: self.0.epoch };
         timeout(HELLO_TIMEOUT, greet(&mut stream, hello)).await.map_err(|_| LinkError::Silent)??;
-        while let Some(Batch { segments, frames, bytes }) = self.filled().await {
-            for segment in &segments {
+        while let Some(segments) = self.filled().await {
+            for segment in segments {
+                // Room is given back as it is made, not when all is written: on a slow path that takes seconds.
                 match segment {
-                    Segment::Joined(joined) => stream.write_all(joined).await?,
-                    Segment::Payload(payload) => stream.write_all(payload).await?,
+                    Segment::Joined { joined, frames } => {
+                        stream.write_all(&joined).await?;
+                        self.wrote(frames, joined.len());
+                    }
+                    Segment::Payload(payload) => {
+                        for part in payload.chunks(PART) {
+                            stream.write_all(part).await?;
+                            self.wrote(0, part.len());
+                        }
+                    }
                 }
             }
             if self.queue().segments.is_empty() {
                 stream.flush().await?;
+                self.0.idle.store(true, Ordering::Relaxed);
+                self.0.drained.notify_waiters();
             }
-            self.wrote(segments, frames, bytes);
         }
         stream.shutdown().await?;
         Ok(())
@@ -274,13 +287,15 @@ impl Link {
     }
 
     /// Waits for frames and takes them all; `None` when the link is closed. What is taken stays counted until written.
-    async fn filled(&self) -> Option<Batch> {
-        self.anything_to_write().await.then(|| self.queue().take())
+    async fn filled(&self) -> Option<VecDeque<Segment>> {
+        self.anything_to_write().await.then(|| {
+            self.0.idle.store(false, Ordering::Relaxed);
+            self.queue().take()
+        })
     }
 
-    fn wrote(&self, mut segments: VecDeque<Segment>, frames: usize, bytes: usize) {
+    fn wrote(&self, frames: usize, bytes: usize) {
         self.0.stalled.store(false, Ordering::Relaxed);
-        segments.clear();
         let mut queue = self.queue();
         queue.frames -= frames;
         queue.bytes -= bytes;
@@ -294,13 +309,6 @@ impl Link {
     }
 }
 
-/// All that was queued at one moment.
-struct Batch {
-    segments: VecDeque<Segment>,
-    frames: usize,
-    bytes: usize,
-}
-
 impl Queue {
     fn put(&mut self, message: &Outgoing<'_>) {
         if self.last_from != Some(message.from) {
@@ -308,18 +316,17 @@ impl Queue {
         }
         let head = MessageHead { codec: message.codec, alias: message.alias, from: message.from, seq: message.seq };
         let inline = (message.alias == INLINE).then_some(message.topic);
-        let out = self.joined();
-        let before = out.len();
-        frame::put_message(out, head, message.targets.iter().copied(), inline, message.payload.len());
-        let mut added = out.len() - before + message.payload.len();
-        if message.payload.len() <= JOIN_UP_TO {
-            out.extend_from_slice(message.payload);
-        } else {
+        let joins = message.payload.len() <= JOIN_UP_TO;
+        self.join(|out| {
+            frame::put_message(out, head, message.targets.iter().copied(), inline, message.payload.len());
+            if joins {
+                out.extend_from_slice(message.payload);
+            }
+        });
+        if !joins {
+            self.bytes += message.payload.len();
             self.segments.push_back(Segment::Payload(message.payload.clone()));
         }
-        added = added.max(1);
-        self.frames += 1;
-        self.bytes += added;
         self.waiting += 1;
     }
 
@@ -331,38 +338,28 @@ impl Queue {
                 self.introduced.clear();
             }
             self.introduced.insert(index);
-            self.control(|out| frame::put_node(out, index, name));
+            self.join(|out| frame::put_node(out, index, name));
         }
         self.last_from = Some(index);
     }
 
-    /// Queues a frame that is no message: small, few, and needed by what follows.
-    fn control(&mut self, put: impl FnOnce(&mut BytesMut)) {
-        let out = self.joined();
-        let before = out.len();
-        put(out);
-        let added = out.len() - before;
+    /// Writes a frame, or all of it but its payload, behind what is queued: into the last buffer, unless that is full or a
+    /// payload stands behind it.
+    fn join(&mut self, put: impl FnOnce(&mut BytesMut)) {
+        if !matches!(self.segments.back(), Some(Segment::Joined { joined, .. }) if joined.len() < SEGMENT) {
+            self.segments.push_back(Segment::Joined { joined: BytesMut::with_capacity(FIRST_CAPACITY), frames: 0 });
+        }
+        let Some(Segment::Joined { joined, frames }) = self.segments.back_mut() else { unreachable!("just pushed") };
+        let before = joined.len();
+        put(joined);
+        *frames += 1;
         self.frames += 1;
-        self.bytes += added;
+        self.bytes += joined.len() - before;
     }
 
-    /// The buffer that takes the next header: the last one, unless it is full or a payload stands behind it.
-    fn joined(&mut self) -> &mut BytesMut {
-        if !matches!(self.segments.back(), Some(Segment::Joined(joined)) if joined.len() < SEGMENT) {
-            self.segments.push_back(Segment::Joined(BytesMut::with_capacity(FIRST_CAPACITY)));
-        }
-        match self.segments.back_mut() {
-            Some(Segment::Joined(joined)) => joined,
-            _ => unreachable!("just pushed"),
-        }
-    }
-
-    fn take(&mut self) -> Batch {
+    fn take(&mut self) -> VecDeque<Segment> {
         self.taken += std::mem::take(&mut self.waiting);
-        let segments = std::mem::take(&mut self.segments);
-        // What an earlier batch still holds is counted in `frames` until it is written; there is one writer, and it
-        // takes a batch only when it has written the last, so all that is counted now is in this batch.
-        Batch { segments, frames: self.frames, bytes: self.bytes }
+        std::mem::take(&mut self.segments) // counted in `frames` and `bytes` until it is written
     }
 }
 
@@ -524,6 +521,8 @@ async fn read_hello<S: AsyncRead + Unpin>(stream: &mut S, received: &mut BytesMu
 /// Payloads up to this size are copied behind their header; larger ones are written from where they are. The copy costs
 /// less than a write of its own.
 const JOIN_UP_TO: usize = 8 << 10;
+/// Bytes of a large payload after which room is given back.
+const PART: usize = 256 << 10;
 /// Bytes after which a joined buffer is closed: what one write gives the stream.
 const SEGMENT: usize = 64 << 10;
 const FIRST_CAPACITY: usize = 4 << 10;
@@ -646,6 +645,28 @@ mod tests {
         written.unwrap();
         read.unwrap();
         assert_eq!(kept.messages.last().map(|(seq, _)| *seq), Some(99));
+    }
+
+    #[tokio::test]
+    async fn on_a_slow_path_there_is_room_as_soon_as_some_is_written() {
+        let link = Link::new(1, LinkLimits { frames: 200, bytes: 8 << 20 }, 1 << 20);
+        let queued = (0..).take_while(|seq| push(&link, *seq, &[0; 1000]).is_ok()).count();
+        let (ours, mut theirs) = duplex(1000);
+        let hello = encode_block(&DataHello { protocol: PROTOCOL, epoch: 1 });
+        let read_a_part = async {
+            let mut greeting = vec![0; hello.len()];
+            theirs.read_exact(&mut greeting).await.unwrap();
+            theirs.write_all(&greeting).await.unwrap();
+            let part = queued * 1000 / 2;
+            theirs.read_exact(&mut vec![0; part]).await.unwrap();
+            while push(&link, 999, b"").is_err() {
+                link.changed().await;
+            }
+            link.close();
+            drop(theirs); // most of the queue was never read
+        };
+        let (written, ()) = tokio::join!(link.write(async { Ok(ours) }), read_a_part);
+        assert!(written.is_err());
     }
 
     #[test]

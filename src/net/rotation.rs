@@ -20,6 +20,9 @@ impl Actor {
     }
 
     pub(super) fn rotate(&mut self, grace: Duration, without: &[Identity]) -> Result<KeyInfo, RotationError> {
+        if grace.is_zero() && without.contains(&self.config.identity.identity()) {
+            return Err(RotationError::Oneself);
+        }
         let new = self.config.ring.rotate(grace, without, SystemTime::now()).map_err(RotateRefused::from)?;
         if let Some(folder) = &self.config.folder {
             self.config.ring.save(folder)?;

@@ -61,7 +61,8 @@ struct State {
     /// Dropped before the front of the queue; dropped behind its end.
     lagged_front: u64,
     lagged_back: u64,
-    paused: HashMap<(PeerId, u32, Topic), ControlSender>,
+    /// Whom this queue asked to pause, and how many messages came since.
+    paused: HashMap<(PeerId, u32, Topic), (ControlSender, usize)>,
     closed: bool,
 }
 
@@ -100,12 +101,18 @@ impl Inbox {
         let put = self.put(&mut state, message);
         if self.options.overflow == Overflow::Block && put == Put::Taken && self.is_full(&state) {
             let key = (peer, node, topic);
-            if state.paused.len() < MAX_PAUSED
-                && !state.paused.contains_key(&key)
+            // Asked once, and again if messages go on coming: another subscription of the node may have let them go on, or
+            // the link is another by now.
+            let since = state.paused.get_mut(&key).map_or(0, |(_, since)| {
+                *since += 1;
+                *since
+            });
+            if since.is_multiple_of(ASK_AGAIN)
+                && state.paused.len() < MAX_PAUSED
                 && let Some(control) = control()
             {
                 control.set_paused(node, key.2.clone(), true);
-                state.paused.insert(key, control);
+                state.paused.insert(key, (control, since));
             }
         }
         put
@@ -132,7 +139,7 @@ impl Inbox {
         state.bytes -= message.payload.len();
         message.lagged += std::mem::take(&mut state.lagged_front);
         if self.options.overflow == Overflow::Block && self.is_half_empty(&state) {
-            for ((_, node, topic), control) in state.paused.drain() {
+            for ((_, node, topic), (control, _)) in state.paused.drain() {
                 control.set_paused(node, topic, false);
             }
             drop(state);
@@ -146,7 +153,7 @@ impl Inbox {
         let mut state = self.state();
         state.closed = true;
         state.messages.clear();
-        for ((_, node, topic), control) in state.paused.drain() {
+        for ((_, node, topic), (control, _)) in state.paused.drain() {
             control.set_paused(node, topic, false);
         }
         drop(state);
@@ -272,6 +279,8 @@ impl Inboxes {
 /// What a queue that blocks takes beyond its limit: the frames that a link queues and a stream's window holds, of small
 /// messages, several times over.
 const FLOOD_MESSAGES: usize = 1 << 17;
+/// Messages from a paused sender after which it is asked again.
+const ASK_AGAIN: usize = 256;
 /// Senders and topics that one subscription pauses at a time.
 const MAX_PAUSED: usize = 1 << 16;
 

@@ -280,3 +280,14 @@ async fn refused(node: &Node) -> u64 {
 }
 
 const NUMBERS: u64 = 20_000;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rotation_cannot_exclude_the_machine_that_makes_it() {
+    let cluster = Cluster::new();
+    let [node, other] = cluster.start_all(["node", "other"]).await;
+    let before = node.keys().await.unwrap();
+    let refused = node.rotate_key(Duration::ZERO, &[node.identity()]).await;
+    assert!(matches!(refused, Err(RotationError::Oneself)), "{refused:?}");
+    assert_eq!(node.keys().await.unwrap(), before);
+    assert_eq!(other.peers().await.unwrap().len(), 1);
+}

@@ -311,7 +311,6 @@ async fn names_over_the_limits_are_errors_at_the_node_that_uses_them() {
     see_each_other(&[node, guest]).await;
 }
 
-#[ignore = "takes two minutes: each listen builds the table of all that its peer listens to anew"]
 #[tokio::test(flavor = "multi_thread")]
 async fn filters_over_the_limit_are_errors_and_those_below_hold() {
     let cluster = Cluster::new();
