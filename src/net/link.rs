@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
+use smallvec::SmallVec;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::Notify;
 use tokio::time::timeout;
@@ -454,10 +455,19 @@ impl Inlet {
         if state.epoch != epoch || !state.open {
             return Ok(false);
         }
+        let mut bodies: SmallVec<[Bytes; FEW]> = SmallVec::new();
         while let Some(body) = split_block(received, max_frame)? {
+            bodies.push(body);
+        }
+        let average = bodies.iter().map(Bytes::len).sum::<usize>() / bodies.len().max(1);
+        for body in bodies {
             match Frame::parse(body)? {
-                Frame::Message(message) => {
+                Frame::Message(mut message) => {
                     state.messages += 1;
+                    // A small message among large ones that waits for a slow reader would keep all of the buffer in memory.
+                    if message.payload.len() < average / MUCH_LARGER {
+                        message.payload = Bytes::copy_from_slice(&message.payload);
+                    }
                     receiver.message(message)?;
                 }
                 Frame::Topic { alias, topic } => receiver.topic(alias, topic)?,
@@ -526,6 +536,10 @@ const PART: usize = 256 << 10;
 /// Bytes after which a joined buffer is closed: what one write gives the stream.
 const SEGMENT: usize = 64 << 10;
 const FIRST_CAPACITY: usize = 4 << 10;
+/// Frames that most reads bring at most.
+const FEW: usize = 16;
+/// How many times as large as a payload the frames around it are on average for it to be copied away from them.
+const MUCH_LARGER: usize = 8;
 /// Free space offered to each read: follows what comes.
 const READ_LEAST: usize = 2 << 10;
 const READ_MOST: usize = 64 << 10;

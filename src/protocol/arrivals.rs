@@ -3,8 +3,6 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use bytes::Bytes;
-
 use super::pubsub::PubSub;
 use super::subscription::{Inbox, Inboxes, Put};
 use crate::mesh::{Message, NodeId, NodeName, PeerId, Topic};
@@ -80,11 +78,7 @@ impl Receive for Arrivals {
             from_name,
             seq: message.head.seq,
             codec: message.head.codec,
-            payload: if message.payload.len() <= COPY_UP_TO {
-                Bytes::copy_from_slice(&message.payload)
-            } else {
-                std::mem::take(&mut message.payload)
-            },
+            payload: std::mem::take(&mut message.payload),
             lagged: 0,
         };
         for node in message.targets() {
@@ -122,8 +116,5 @@ impl Arrived {
     }
 }
 
-/// Payloads up to this size are copied out of the buffer that they were read into: a small message that waits for a slow
-/// reader would otherwise keep all of that, 64 KiB, in memory.
-const COPY_UP_TO: usize = 4 << 10;
 /// Nodes whose inboxes are remembered per topic of a link.
 const MAX_CACHED_NODES: usize = 1024;
