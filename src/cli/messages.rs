@@ -105,7 +105,7 @@ impl Sender {
             if report.matched > 0 || tokio::time::Instant::now() >= deadline {
                 return Ok(report);
             }
-            tokio::time::sleep(RETRY).await;
+            tokio::time::sleep(RETRY).await; // then looks again; `deadline` ends it
         }
     }
 
@@ -202,7 +202,7 @@ fn within_limit(data: Vec<u8>) -> Result<Vec<u8>, Trouble> {
 
 async fn pause(interval: Option<Duration>) {
     if let Some(interval) = interval {
-        tokio::time::sleep(interval).await;
+        tokio::time::sleep(interval).await; // the pace that was asked for
     }
 }
 
@@ -222,7 +222,7 @@ pub(super) async fn listen(place: Place, args: ListenArgs, out: &mut Output) -> 
     }
     let timeout = async {
         match args.timeout {
-            Some(timeout) => tokio::time::sleep(timeout).await,
+            Some(timeout) => tokio::time::sleep(timeout).await, // raced against the messages
             None => pending().await,
         }
     };

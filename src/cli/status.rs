@@ -213,7 +213,7 @@ pub(super) async fn ping(place: Place, args: PingArgs, out: &mut Output) -> Resu
     let mut client = Client::connect(&place).await?;
     for round in 0..args.count {
         if round > 0 {
-            tokio::time::sleep(args.interval).await;
+            tokio::time::sleep(args.interval).await; // the pace that was asked for
         }
         let request = Request::Ping { target: args.target.clone(), timeout: args.timeout };
         let (peer, rtt_us) = ask!(client, request => Reply::Pong { peer, rtt_us } => (peer, rtt_us));

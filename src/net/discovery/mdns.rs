@@ -485,7 +485,7 @@ mod tests {
 
     /// How long discovery takes: `cargo test latency -- --ignored --nocapture`.
     #[tokio::test(flavor = "multi_thread")]
-    #[ignore = "a measurement"]
+    #[ignore = "a measurement: it prints figures and has nothing to assert"]
     async fn latency() {
         for (mesh, quiet) in [("a quiet mesh", Duration::from_millis(2500)), ("a busy mesh", Duration::ZERO)] {
             let (mut joiner, mut member) = (Vec::new(), Vec::new());
