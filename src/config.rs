@@ -90,6 +90,13 @@ pub struct TimesConfig {
     /// the sender up longer; `0s` never waits.
     #[serde(with = "units::duration")]
     pub send_timeout: Duration,
+    /// How long a call waits for its reply. Longer waits for slow services; shorter tells sooner that something is wrong.
+    #[serde(with = "units::duration")]
+    pub call_timeout: Duration,
+    /// How long channels and acknowledged messages wait for a peer whose link was lost. Longer rides out longer outages;
+    /// shorter hands a dead worker's messages on sooner. A process that is seen to have ended is not waited for.
+    #[serde(with = "units::duration")]
+    pub resume: Duration,
 }
 
 impl Config {
@@ -138,7 +145,11 @@ impl Default for LimitsConfig {
 
 impl Default for TimesConfig {
     fn default() -> Self {
-        Self { send_timeout: Duration::from_secs(1) }
+        Self {
+            send_timeout: Duration::from_secs(1),
+            call_timeout: Duration::from_secs(10),
+            resume: Duration::from_secs(3),
+        }
     }
 }
 

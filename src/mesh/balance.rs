@@ -9,24 +9,38 @@ use super::routes::Group;
 
 /// How one node of a group is chosen.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) enum Policy {
+pub enum Policy {
     /// One after the other, from a random start; counted for each topic and group alone, so shares differ by one at most.
     #[default]
     RoundRobin,
 }
 
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Rules;
+impl Rules {
+    pub(crate) fn for_service(&self, _service: &super::ServiceName) -> Policy {
+        Policy::RoundRobin
+    }
+}
+
 /// Where one topic's groups are in their turns.
 #[derive(Debug, Default)]
 pub(crate) struct Turns {
-    policy: Policy,
     next: HashMap<NodeName, usize>,
 }
 
 impl Turns {
     /// The position among the group's members of who gets the next message. The group has members.
-    pub(crate) fn pick(&mut self, group: &Group, rng: &mut impl Rng) -> usize {
+    pub(crate) fn pick(
+        &mut self,
+        policy: &Policy,
+        group: &Group,
+        _load: impl Fn(usize) -> usize,
+        _key: Option<&[u8]>,
+        rng: &mut impl Rng,
+    ) -> usize {
         let members = group.members.len();
-        match self.policy {
+        match policy {
             Policy::RoundRobin => {
                 // Two look-ups at the first pick, so that all others clone no name.
                 let Some(next) = self.next.get_mut(&group.name) else {
@@ -58,7 +72,7 @@ mod tests {
     fn spread(turns: &mut Turns, group: &Group, sends: usize) -> Vec<usize> {
         let mut rng = dice(7);
         let mut sent = vec![0; group.members.len()];
-        (0..sends).for_each(|_| sent[turns.pick(group, &mut rng)] += 1);
+        (0..sends).for_each(|_| sent[turns.pick(&Policy::RoundRobin, group, |_| 0, None, &mut rng)] += 1);
         sent
     }
 
@@ -76,8 +90,8 @@ mod tests {
         let mut rng = dice(1);
         let mut sent = [[0; 2]; 2];
         for _ in 0..1000 {
-            sent[0][turns.pick(&a, &mut rng)] += 1;
-            sent[1][turns.pick(&b, &mut rng)] += 1;
+            sent[0][turns.pick(&Policy::RoundRobin, &a, |_| 0, None, &mut rng)] += 1;
+            sent[1][turns.pick(&Policy::RoundRobin, &b, |_| 0, None, &mut rng)] += 1;
         }
         assert_eq!(sent, [[500; 2]; 2]);
     }

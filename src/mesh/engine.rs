@@ -95,6 +95,9 @@ pub enum LimitError {
     /// The peer's record would not fit what others take.
     #[error("the record of this peer would be larger than {MAX_RECORD} bytes: listen with fewer or shorter filters")]
     Record,
+    /// The node offers this service already.
+    #[error("this node offers {0} already")]
+    Serves(ServiceName),
     /// The node is gone already.
     #[error("the node has ended")]
     NoSuchNode,
@@ -170,13 +173,7 @@ impl Engine {
         let (node, name) = (self.id(index), self.own.nodes[position].name.clone());
         self.own.nodes[position].filters.push(filter.clone());
         self.own_changed = true;
-        match self.recent.iter_mut().find(|recent| recent.index == index) {
-            Some(recent) => recent.filters.push(filter.clone()),
-            None => {
-                let filters = vec![filter.clone()];
-                self.recent.push(NodeEntry { index, name: name.clone(), filters, services: Vec::new() });
-            }
-        }
+        self.recent_of(index, &name).filters.push(filter.clone());
         self.effects.push(Effect::Happened(What::Listening { node, name, filter }));
         Ok(())
     }
@@ -191,6 +188,35 @@ impl Engine {
         self.own_bytes -= cost(filter.as_str());
         self.own_changed = true;
         self.effects.push(Effect::Happened(What::NotListening { node: self.id(index), name, filter: filter.clone() }));
+    }
+
+    /// One of its nodes offers a service.
+    pub(crate) fn serve(&mut self, index: u32, service: ServiceName) -> Result<(), LimitError> {
+        let position = self.room_for_name(index)?;
+        if self.own.nodes[position].services.contains(&service) {
+            return Err(LimitError::Serves(service));
+        }
+        self.reserve(service.as_str())?;
+        let (node, name) = (self.id(index), self.own.nodes[position].name.clone());
+        self.own.nodes[position].services.push(service.clone());
+        self.own_changed = true;
+        self.recent_of(index, &name).services.push(service.clone());
+        self.effects.push(Effect::Happened(What::Serving { node, name, service }));
+        Ok(())
+    }
+
+    /// It offers it no more.
+    pub(crate) fn unserve(&mut self, index: u32, service: &ServiceName) {
+        let Some(position) = self.position(index) else { return };
+        let node = &mut self.own.nodes[position];
+        let Some(at) = node.services.iter().position(|known| known == service) else { return };
+        node.services.remove(at);
+        let name = node.name.clone();
+        self.own_bytes -= cost(service.as_str());
+        self.own_changed = true;
+        self.nodes_changed = true; // calls find nobody there from now on, instead of being refused
+        let (node, service) = (self.id(index), service.clone());
+        self.effects.push(Effect::Happened(What::NotServing { node, name, service }));
     }
 
     /// This is where it can be dialled now.
@@ -460,6 +486,16 @@ impl Engine {
 
     fn position(&self, index: u32) -> Option<usize> {
         self.own.nodes.binary_search_by_key(&index, |node| node.index).ok()
+    }
+
+    /// What one of its nodes does since the last edition.
+    fn recent_of(&mut self, index: u32, name: &NodeName) -> &mut NodeEntry {
+        let at = self.recent.iter().position(|recent| recent.index == index).unwrap_or_else(|| {
+            let (filters, services) = (Vec::new(), Vec::new());
+            self.recent.push(NodeEntry { index, name: name.clone(), filters, services });
+            self.recent.len() - 1
+        });
+        &mut self.recent[at]
     }
 
     fn room_for_name(&self, index: u32) -> Result<usize, LimitError> {

@@ -67,6 +67,51 @@ pub struct TopicInfo {
     pub nodes: usize,
 }
 
+/// What one service of one node has done so far, as its peer counts it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServiceStats {
+    /// Index of the node at its peer.
+    pub node: u32,
+    /// The service.
+    pub service: ServiceName,
+    /// Calls that ran to their end, failed ones included.
+    pub calls: u64,
+    /// Calls that failed.
+    pub errors: u64,
+    /// Calls that were turned away because too many ran and waited.
+    pub busy: u64,
+    /// Calls that run now.
+    pub running: usize,
+    /// Calls that wait for their turn now.
+    pub waiting: usize,
+    /// Half of the calls took no longer than this, from arrival to answer, in microseconds within 7 %. `None` before the first.
+    pub p50_us: Option<u64>,
+    /// 99 of 100 calls took no longer.
+    pub p99_us: Option<u64>,
+}
+
+impl ServiceStats {
+    pub(crate) fn new(node: u32, service: ServiceName) -> Self {
+        let (calls, errors, busy, running, waiting) = (0, 0, 0, 0, 0);
+        Self { node, service, calls, errors, busy, running, waiting, p50_us: None, p99_us: None }
+    }
+}
+
+/// One service of one node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServiceInfo {
+    /// The service.
+    pub service: ServiceName,
+    /// The node that offers it.
+    pub node: NodeId,
+    /// The node's name.
+    pub name: NodeName,
+    /// Name of its machine.
+    pub host: String,
+    /// What it has done. `None`: its peer did not answer in time, or the service is used over channels.
+    pub stats: Option<ServiceStats>,
+}
+
 /// This peer, all in one.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Status {

@@ -3,6 +3,7 @@
 mod balance;
 pub(crate) mod engine;
 mod event;
+mod failure;
 mod id;
 mod info;
 #[cfg(test)]
@@ -15,12 +16,14 @@ mod sim;
 mod topic;
 mod view;
 
-pub(crate) use balance::Turns;
+pub use balance::Policy;
+pub(crate) use balance::{Rules, Turns};
 pub use event::{DownReason, Event, What};
+pub use failure::{Failure, RemoteFailure};
 pub use id::{BadId, Identity, NodeId, PeerId};
 pub use info::*;
 pub use name::{BadName, MAX_MESH_NAME, MAX_NAME, MeshName, NodeName, ServiceName};
 pub(crate) use record::*;
 pub use record::{MAX_NAMES_PER_NODE, MAX_NODES_PER_PEER, MAX_RECORD};
-pub(crate) use routes::{Route, Routes};
+pub(crate) use routes::{Group, Member, Route, Routes};
 pub use topic::{Topic, TopicFilter};

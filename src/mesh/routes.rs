@@ -47,6 +47,13 @@ pub(crate) struct Member {
     pub(crate) id: NodeId,
     /// Whether it is on the sender's machine.
     pub(crate) local: bool,
+    pub(crate) name: NodeName,
+}
+
+impl Default for Group {
+    fn default() -> Self {
+        Self { name: NodeName::new("x").expect("x"), members: Vec::new() }
+    }
 }
 
 impl Routes {
@@ -74,7 +81,7 @@ impl Routes {
                 let node = &peer.record.nodes[position as usize];
                 let id = NodeId { peer: peer.record.peer, index: node.index };
                 let local = peer.record.host == my_host;
-                groups.entry(node.name.clone()).or_default().push(Member { id, local });
+                groups.entry(node.name.clone()).or_default().push(Member { id, local, name: node.name.clone() });
             }
         }
         for members in groups.values_mut() {
@@ -82,6 +89,23 @@ impl Routes {
             members.dedup(); // by an addition, a node may be there twice
         }
         Route { groups: groups.into_iter().map(|(name, members)| Group { name, members }).collect() }
+    }
+
+    /// Stub.
+    #[must_use]
+    pub(crate) fn providers(&self, service: &super::ServiceName, my_host: &str) -> Vec<Member> {
+        let mut found = Vec::new();
+        for peer in &self.peers {
+            for node in &peer.record.nodes {
+                if node.services.contains(service) {
+                    let id = NodeId { peer: peer.record.peer, index: node.index };
+                    found.push(Member { id, local: peer.record.host == my_host, name: node.name.clone() });
+                }
+            }
+        }
+        found.sort_unstable_by_key(|member| member.id);
+        found.dedup();
+        found
     }
 
     /// The records that the snapshot was made from.

@@ -29,10 +29,10 @@ use super::discovery::{Discovery, Found, Source, ip_of};
 use super::peer_id::{from_libp2p, to_libp2p};
 use super::proof::{AcceptedKeys, AdmittedBy};
 use super::session::SessionEvent;
-use super::{Links, NetConfig, NetError, transport};
+use super::{Links, NetConfig, NetError, loopback, transport};
 use crate::keys::{KeyRing, RunKey};
 use crate::mesh::engine::{Effect, Engine, EngineConfig};
-use crate::mesh::{Counts, Edition, Event, MAX_ADDRESSES, PeerId, Record, Routes, TopicFilter, What};
+use crate::mesh::{Counts, Edition, Event, MAX_ADDRESSES, PeerId, Record, Routes, ServiceName, TopicFilter, What};
 use crate::wire::message::{Gossip, MAX_GOSSIP_RECORD, Signer, decode, encode, read_record};
 
 /// All that the loop owns.
@@ -56,6 +56,8 @@ pub(super) struct Actor {
     pub(super) links: Links,
     pub(super) connections: HashMap<ConnectionId, Connection>,
     pub(super) remotes: HashMap<PeerId, Remote>,
+    /// Peers whose link was lost, and until when what was under way waits for them.
+    pub(super) away: HashMap<PeerId, Instant>,
     pub(super) dials: HashMap<ConnectionId, Dial>,
     pub(super) sessions: mpsc::Sender<(ConnectionId, SessionEvent)>,
     session_events: mpsc::Receiver<(ConnectionId, SessionEvent)>,
@@ -97,6 +99,7 @@ type AliveEnded = Result<std::convert::Infallible, oneshot::error::RecvError>;
 enum Ended {
     Node(u32),
     Listening(u32, TopicFilter),
+    Serving(u32, ServiceName),
 }
 
 impl Actor {
@@ -165,6 +168,7 @@ impl Actor {
 
         let (sessions, session_events) = mpsc::channel(SESSION_EVENTS);
         let (routes, routes_out) = watch::channel(Arc::default());
+        loopback::start(me, &links, config.limits, config.max_message, &*config.carried);
         let mut actor = Self {
             me,
             swarm,
@@ -181,6 +185,7 @@ impl Actor {
             links,
             connections: HashMap::new(),
             remotes: HashMap::new(),
+            away: HashMap::new(),
             dials: HashMap::new(),
             sessions,
             session_events,
@@ -439,6 +444,14 @@ impl Actor {
                 self.settle();
                 let _ = reply.send(listening);
             }
+            Command::Serve { node, service, alive, reply } => {
+                let serving = self.engine.serve(node, service.clone());
+                if serving.is_ok() {
+                    self.hold(alive, Ended::Serving(node, service));
+                }
+                self.settle();
+                let _ = reply.send(serving);
+            }
             Command::Peers { reply } => drop(reply.send(self.peers())),
             Command::Status { reply } => drop(reply.send(self.status())),
             Command::Keys { reply } => drop(reply.send(self.key_info())),
@@ -458,6 +471,7 @@ impl Actor {
         match ended {
             Ended::Node(index) => self.engine.remove_node(index),
             Ended::Listening(node, filter) => self.engine.unlisten(node, &filter),
+            Ended::Serving(node, service) => self.engine.unserve(node, &service),
         }
     }
 
@@ -519,6 +533,7 @@ impl Actor {
         let scan = self.same_host.is_some().then_some(self.next_scan);
         let leaving = self.leaving.as_ref().map(|(until, _)| *until);
         let closing = self.closing.iter().map(|(at, _)| *at).min();
+        let away = self.away.values().min().copied();
         [
             self.dialer.deadline(),
             scan,
@@ -526,6 +541,7 @@ impl Actor {
             self.shut_out_at,
             self.next_key_expiry(),
             closing,
+            away,
             leaving,
             self.ready_at,
         ]
@@ -550,6 +566,8 @@ impl Actor {
         if self.ready_at.is_some_and(|at| self.now >= at) {
             self.tell_ready();
         }
+        let gone = self.away.extract_if(|_, until| *until <= self.now).map(|(peer, _)| peer).collect::<Vec<_>>();
+        gone.into_iter().for_each(|peer| self.config.carried.gone(peer));
         self.on_key_timers();
     }
 

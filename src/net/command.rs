@@ -6,7 +6,7 @@ use tokio::sync::oneshot;
 
 use crate::keys::{KeyError, RotateError, Ticket};
 use crate::mesh::engine::LimitError;
-use crate::mesh::{Identity, KeyInfo, NodeId, NodeName, PeerInfo, Status, TopicFilter};
+use crate::mesh::{Identity, KeyInfo, NodeId, NodeName, PeerInfo, ServiceName, Status, TopicFilter};
 
 /// One request to the event loop. Each is answered on `reply`; a reply that nobody waits for is dropped.
 #[derive(Debug)]
@@ -21,6 +21,13 @@ pub(super) enum Command {
     Listen {
         node: u32,
         filter: TopicFilter,
+        alive: Alive,
+        reply: oneshot::Sender<Result<(), LimitError>>,
+    },
+    /// Let the node offer a service until `alive` is dropped.
+    Serve {
+        node: u32,
+        service: ServiceName,
         alive: Alive,
         reply: oneshot::Sender<Result<(), LimitError>>,
     },

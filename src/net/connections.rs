@@ -140,7 +140,7 @@ impl Actor {
             vitals: Arc::clone(&connection.vitals),
             clock: self.began,
             edition: self.edition.subscribe(),
-            receiver: (self.config.receiver)(peer),
+            receiver: self.config.carried.receiver(peer),
             events: self.sessions.clone(),
         };
         connection.session = Some(tokio::spawn(session::run(start)).abort_handle());
@@ -191,7 +191,9 @@ impl Actor {
             let in_flight = remains.taken.saturating_sub(arrived.map_or(0, |received| received.messages));
             self.lost_messages(peer, remains.unsent, in_flight, true);
         }
-        self.links.insert(peer, link, control);
+        self.away.remove(&peer);
+        self.config.carried.up(peer, &link);
+        self.links.insert(peer, link, Some(control));
         let addresses: Vec<Multiaddr> = record.record().addresses.iter().filter_map(|text| text.parse().ok()).collect();
         self.engine.linked(record, self.now);
         self.cache_due.get_or_insert(self.now + CACHE_AFTER_CHANGE);
@@ -274,8 +276,17 @@ impl Actor {
             self.links.remove(peer);
             self.swarm.behaviour_mut().kad.remove_peer(&to_libp2p(peer));
             self.engine.lost(peer, why, self.now);
+            self.config.carried.down(peer, &up.link);
+            self.away.insert(peer, self.now + self.config.resume);
         }
         self.close(id);
+    }
+
+    /// What was under way with the peer will not go on.
+    pub(super) fn gone(&mut self, peer: PeerId) {
+        if self.away.remove(&peer).is_some() {
+            self.config.carried.gone(peer);
+        }
     }
 
     fn close(&mut self, id: ConnectionId) {
@@ -292,6 +303,7 @@ impl Actor {
             let left = self.engine.view().signed(peer).is_some_and(|signed| signed.record().leaving);
             if left {
                 self.dialer.forget(peer);
+                self.gone(peer);
             }
             if self.engine.view().signed(peer).is_none() {
                 self.forget(peer); // it never greeted
@@ -301,6 +313,8 @@ impl Actor {
 
     /// Nothing was heard of the peer for long, or it said goodbye: what is kept of it goes.
     pub(super) fn forget(&mut self, peer: PeerId) {
+        self.gone(peer);
+        self.config.carried.forgotten(peer);
         if let Some(remains) = self.remotes.remove(&peer).and_then(|remote| remote.remains) {
             self.lost_messages(peer, remains.unsent, remains.taken, false);
         }
@@ -328,6 +342,7 @@ impl Actor {
             let peer = connection.peer;
             self.links.remove(peer);
             self.engine.lost(peer, DownReason::ShutOut, self.now);
+            self.config.carried.gone(peer);
         }
     }
 }

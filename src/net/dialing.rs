@@ -107,6 +107,15 @@ impl Actor {
         if failures.iter().any(|(_, failure)| *failure == DialFailure::WrongKey) {
             self.refused += 1;
         }
+        // A process that ended, or another one at its address: what was under way with it waits for nothing.
+        let ended = match error {
+            DialError::Transport(errors) => errors.iter().any(|(_, error)| is_refused(error)),
+            DialError::WrongPeerId { .. } => true,
+            _ => false,
+        };
+        if let Some(peer) = dial.peer.filter(|_| ended) {
+            self.gone(peer);
+        }
         for address in self.dialer.failed(&dial, &failures, self.now, &mut self.rng) {
             self.foreign(&address);
         }
@@ -156,6 +165,12 @@ pub(super) fn failure_of(error: &(dyn Error + 'static)) -> DialFailure {
         }
     }
     failure
+}
+
+/// Whether the machine answered that nobody listens there.
+fn is_refused(error: &(dyn Error + 'static)) -> bool {
+    let refused = |error: &io::Error| error.kind() == ErrorKind::ConnectionRefused;
+    std::iter::successors(Some(error), |error| below(*error)).any(|error| error.downcast_ref().is_some_and(refused))
 }
 
 /// File in the mesh's folder that keeps the addresses of the last run.

@@ -7,6 +7,7 @@
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::io;
+use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -18,7 +19,7 @@ use tokio::sync::Notify;
 use tokio::time::timeout;
 
 use crate::mesh::{Codec, NodeName, Topic};
-use crate::wire::frame::{self, BadFrame, Frame, INLINE, Message, MessageHead};
+use crate::wire::frame::{self, BadFrame, Frame, INLINE, MessageHead};
 use crate::wire::message::{BadMessage, DataHello, PROTOCOL, Received, decode, encode_block};
 use crate::wire::{TooLong, split_block};
 
@@ -61,6 +62,9 @@ struct Queue {
     /// Messages queued and not yet taken by the writer; messages that it took.
     waiting: u64,
     taken: u64,
+    /// Frames of all kinds queued so far; how many of them the writer took.
+    pushed: u64,
+    taken_frames: u64,
     aliases: HashMap<Topic, u32>,
     introduced: HashSet<u32>,
     last_from: Option<u32>,
@@ -90,6 +94,15 @@ pub(crate) struct Outgoing<'a> {
     /// Indices of the receiving nodes; at most [`frame::MAX_TARGETS`].
     pub(crate) targets: &'a [u32],
     pub(crate) payload: &'a Bytes,
+}
+
+/// Whether a frame waits its turn when the link is full.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Room {
+    /// Refused when as much is queued as may be.
+    Limited,
+    /// Always taken, up to a bound that no peer that keeps to the protocol reaches: for what makes room elsewhere.
+    Always,
 }
 
 /// Why a link takes no frame.
@@ -164,8 +177,7 @@ impl Link {
             return Err(Refused::Paused);
         }
         let bytes = frame::overhead(message.targets.len()) + message.payload.len();
-        let limits = self.0.limits;
-        if queue.frames >= limits.frames || (queue.frames > 0 && queue.bytes + bytes > limits.bytes) {
+        if queue.is_full(self.0.limits, bytes) {
             return Err(Refused::Full);
         }
         let idle = queue.segments.is_empty();
@@ -176,6 +188,51 @@ impl Link {
             self.0.filled.notify_one();
         }
         Ok(())
+    }
+
+    /// Queues a frame that is no message: what `put` writes, and the payload behind it. Gives its place among all frames
+    /// of the link, for [`Link::was_taken`].
+    pub(crate) fn push(&self, put: impl FnOnce(&mut BytesMut), payload: &Bytes, room: Room) -> Result<u64, Refused> {
+        let mut queue = self.queue();
+        if queue.closed {
+            return Err(Refused::Closed);
+        }
+        if payload.len() > self.0.max_message {
+            return Err(Refused::TooLarge);
+        }
+        let bytes = frame::overhead(0) + payload.len();
+        let full = match room {
+            Room::Limited => queue.is_full(self.0.limits, bytes),
+            Room::Always => queue.frames >= MAX_ALWAYS,
+        };
+        if full {
+            return Err(Refused::Full);
+        }
+        let idle = queue.segments.is_empty();
+        let place = queue.pushed;
+        queue.join_with(put, payload);
+        drop(queue);
+        if idle {
+            self.0.filled.notify_one();
+        }
+        Ok(place)
+    }
+
+    /// Queues a frame as [`Link::push`] does, and waits for room as long as it takes.
+    pub(crate) async fn push_when_room(&self, put: impl Fn(&mut BytesMut), payload: &Bytes) -> Result<u64, Refused> {
+        loop {
+            let mut changed = pin!(self.changed());
+            changed.as_mut().enable();
+            match self.push(&put, payload, Room::Limited) {
+                Err(Refused::Full) => changed.await,
+                done => return done,
+            }
+        }
+    }
+
+    /// Whether the writer took the frame of that place. Once the link is closed, what was not taken never left.
+    pub(crate) fn was_taken(&self, place: u64) -> bool {
+        place < self.queue().taken_frames
     }
 
     /// Queues a ping or its answer. Dropped when the link is full or down: pings are for measuring.
@@ -317,18 +374,28 @@ impl Queue {
         }
         let head = MessageHead { codec: message.codec, alias: message.alias, from: message.from, seq: message.seq };
         let inline = (message.alias == INLINE).then_some(message.topic);
-        let joins = message.payload.len() <= JOIN_UP_TO;
+        let targets = message.targets.iter().copied();
+        self.join_with(|out| frame::put_message(out, head, targets, inline, message.payload.len()), message.payload);
+        self.waiting += 1;
+    }
+
+    fn is_full(&self, limits: LinkLimits, bytes: usize) -> bool {
+        self.frames >= limits.frames || (self.frames > 0 && self.bytes + bytes > limits.bytes)
+    }
+
+    /// Writes a frame of a head and a payload: the payload too if it is small, else it follows uncopied.
+    fn join_with(&mut self, put: impl FnOnce(&mut BytesMut), payload: &Bytes) {
+        let joins = payload.len() <= JOIN_UP_TO;
         self.join(|out| {
-            frame::put_message(out, head, message.targets.iter().copied(), inline, message.payload.len());
+            put(out);
             if joins {
-                out.extend_from_slice(message.payload);
+                out.extend_from_slice(payload);
             }
         });
         if !joins {
-            self.bytes += message.payload.len();
-            self.segments.push_back(Segment::Payload(message.payload.clone()));
+            self.bytes += payload.len();
+            self.segments.push_back(Segment::Payload(payload.clone()));
         }
-        self.waiting += 1;
     }
 
     /// Tells the receiver the name behind a node's index, if it does not know it. Both ends forget all at the same
@@ -355,11 +422,13 @@ impl Queue {
         put(joined);
         *frames += 1;
         self.frames += 1;
+        self.pushed += 1;
         self.bytes += joined.len() - before;
     }
 
     fn take(&mut self) -> VecDeque<Segment> {
         self.taken += std::mem::take(&mut self.waiting);
+        self.taken_frames = self.pushed;
         std::mem::take(&mut self.segments) // counted in `frames` and `bytes` until it is written
     }
 }
@@ -375,16 +444,10 @@ struct InletState {
     open: bool,
 }
 
-/// Where the frames of one data stream go.
+/// Where the frames of one data stream go. Dropped when the stream ends.
 pub(crate) trait Receive: Send {
-    /// A number stands for a topic from now on.
-    fn topic(&mut self, alias: u32, topic: Topic) -> Result<(), BadFrame>;
-    /// An index stands for a node's name from now on.
-    fn node(&mut self, index: u32, name: NodeName);
-    /// A message for nodes of this peer.
-    fn message(&mut self, message: Message) -> Result<(), BadFrame>;
-    /// A ping was answered.
-    fn pong(&mut self, nonce: u64);
+    /// A frame came; `link` is the way back.
+    fn receive(&mut self, frame: Frame, link: &Link) -> Result<(), BadFrame>;
 }
 
 impl Inlet {
@@ -460,20 +523,17 @@ impl Inlet {
             bodies.push(body);
         }
         let average = bodies.iter().map(Bytes::len).sum::<usize>() / bodies.len().max(1);
-        for body in bodies {
-            match Frame::parse(body)? {
-                Frame::Message(mut message) => {
-                    state.messages += 1;
-                    // A small message among large ones that waits for a slow reader would keep all of the buffer in memory.
-                    if message.payload.len() < average / MUCH_LARGER {
-                        message.payload = Bytes::copy_from_slice(&message.payload);
-                    }
-                    receiver.message(message)?;
-                }
-                Frame::Topic { alias, topic } => receiver.topic(alias, topic)?,
-                Frame::Node { index, name } => receiver.node(index, name),
-                Frame::Ping { nonce } => link.ping(nonce, true),
-                Frame::Pong { nonce } => receiver.pong(nonce),
+        for mut body in bodies {
+            // A small frame among large ones whose payload waits for a slow reader would keep all of the buffer in memory.
+            if body.len() < average / MUCH_LARGER {
+                body = Bytes::copy_from_slice(&body);
+            }
+            let frame = Frame::parse(body)?;
+            state.messages += u64::from(matches!(frame, Frame::Message(_)));
+            if let Frame::Ping { nonce } = frame {
+                link.ping(nonce, true);
+            } else {
+                receiver.receive(frame, link)?;
             }
         }
         Ok(true)
@@ -543,6 +603,8 @@ const MUCH_LARGER: usize = 8;
 /// Free space offered to each read: follows what comes.
 const READ_LEAST: usize = 2 << 10;
 const READ_MOST: usize = 64 << 10;
+/// Most frames that wait for a peer that reads nothing, whatever they are.
+const MAX_ALWAYS: usize = 1 << 18;
 /// Most topics that a link numbers; further ones are written out in each frame.
 pub(crate) const MAX_ALIASES: usize = 1 << 16;
 /// Most node names remembered per link; then both ends start over.
@@ -554,8 +616,6 @@ const HELLO_TIMEOUT: Duration = Duration::from_secs(4);
 
 #[cfg(test)]
 mod tests {
-    use std::pin::pin;
-
     use tokio::io::duplex;
 
     use super::*;
@@ -591,18 +651,15 @@ mod tests {
     }
 
     impl Receive for Kept {
-        fn topic(&mut self, alias: u32, topic: Topic) -> Result<(), BadFrame> {
-            self.topics.push((alias, topic));
+        fn receive(&mut self, frame: Frame, _link: &Link) -> Result<(), BadFrame> {
+            match frame {
+                Frame::Topic { alias, topic } => self.topics.push((alias, topic)),
+                Frame::Node { name, .. } => self.names.push(name.to_string()),
+                Frame::Message(message) => self.messages.push((message.head.seq, message.payload)),
+                _ => {}
+            }
             Ok(())
         }
-        fn node(&mut self, _index: u32, name: NodeName) {
-            self.names.push(name.to_string());
-        }
-        fn message(&mut self, message: Message) -> Result<(), BadFrame> {
-            self.messages.push((message.head.seq, message.payload));
-            Ok(())
-        }
-        fn pong(&mut self, _nonce: u64) {}
     }
 
     /// Writes all that is queued through a pipe and reads it.

@@ -21,6 +21,7 @@ mod dialing;
 mod discovery;
 mod gate;
 mod link;
+mod loopback;
 mod peer_id;
 mod proof;
 mod report;
@@ -31,14 +32,14 @@ mod transport;
 
 pub(crate) use command::KeepAlive;
 pub use command::{RotateRefused, RotationError};
-pub(crate) use link::{Link, LinkLimits, MAX_ALIASES, MAX_INTRODUCED, Outgoing, Receive, Refused};
+pub(crate) use link::{Link, LinkLimits, MAX_ALIASES, MAX_INTRODUCED, Outgoing, Receive, Refused, Room};
 pub(crate) use session::ControlSender;
 
 use self::command::Command;
 use crate::keys::{IdentityKey, KeyRing, Ticket};
 use crate::mesh::engine::LimitError;
 use crate::mesh::{
-    Event, Identity, KeyInfo, MeshName, NodeId, NodeName, PeerId, PeerInfo, Routes, Status, TopicFilter,
+    Event, Identity, KeyInfo, MeshName, NodeId, NodeName, PeerId, PeerInfo, Routes, ServiceName, Status, TopicFilter,
 };
 
 /// What a peer is started with.
@@ -61,16 +62,30 @@ pub(crate) struct NetConfig {
     pub(crate) limits: LinkLimits,
     /// Most bytes in one message, either way.
     pub(crate) max_message: usize,
-    /// Makes what reads the messages of one peer.
-    pub(crate) receiver: ReceiverFactory,
+    /// How long what was under way with a lost peer waits for it to come back.
+    pub(crate) resume: Duration,
+    /// What links are for.
+    pub(crate) carried: Arc<dyn Carried>,
 }
 
-/// Makes the receiving end of one peer's data stream. It may ask the peer to pause by the [`ControlSender`].
-pub(crate) type ReceiverFactory = Box<dyn Fn(PeerId) -> Box<dyn Receive> + Send>;
+/// What links carry, and what has to know at once of links that come and go. Called by the event loop and by readers:
+/// nothing here waits.
+pub(crate) trait Carried: Send + Sync {
+    /// What reads one data stream of a peer.
+    fn receiver(&self, peer: PeerId) -> Box<dyn Receive>;
+    /// A link stands. Nobody else can send on it yet: what has to go out again goes out before all that is new.
+    fn up(&self, peer: PeerId, link: &Link);
+    /// The link is lost: `link` says which frames were never written. The peer may come back.
+    fn down(&self, peer: PeerId, link: &Link);
+    /// The peer ended, or did not come back in time: nothing under way with it will go on.
+    fn gone(&self, peer: PeerId);
+    /// Nothing was heard of the peer for long, and it is linked to nobody: what is kept of it can go.
+    fn forgotten(&self, peer: PeerId);
+}
 
-/// The links that stand, by peer.
+/// The links that stand, by peer; one leads back to this peer itself.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Links(Arc<RwLock<HashMap<PeerId, (Link, ControlSender)>>>);
+pub(crate) struct Links(Arc<RwLock<HashMap<PeerId, (Link, Option<ControlSender>)>>>);
 
 impl Links {
     pub(crate) fn get(&self, peer: PeerId) -> Option<Link> {
@@ -78,10 +93,10 @@ impl Links {
     }
 
     pub(crate) fn control(&self, peer: PeerId) -> Option<ControlSender> {
-        self.0.read().unwrap_or_else(PoisonError::into_inner).get(&peer).map(|(_, control)| control.clone())
+        self.0.read().unwrap_or_else(PoisonError::into_inner).get(&peer).and_then(|(_, control)| control.clone())
     }
 
-    fn insert(&self, peer: PeerId, link: Link, control: ControlSender) {
+    fn insert(&self, peer: PeerId, link: Link, control: Option<ControlSender>) {
         self.0.write().unwrap_or_else(PoisonError::into_inner).insert(peer, (link, control));
     }
 
@@ -195,6 +210,13 @@ impl NetHandle {
         let (keep, alive) = oneshot::channel();
         let listening = self.ask(|reply| Command::Listen { node, filter, alive, reply }).await?;
         Ok(listening.map(|()| keep))
+    }
+
+    /// Lets a node offer a service until the [`KeepAlive`] is dropped.
+    pub(crate) async fn serve(&self, node: u32, service: ServiceName) -> Result<Result<KeepAlive, LimitError>, Closed> {
+        let (keep, alive) = oneshot::channel();
+        let serving = self.ask(|reply| Command::Serve { node, service, alive, reply }).await?;
+        Ok(serving.map(|()| keep))
     }
 
     pub(crate) async fn peers(&self) -> Result<Vec<PeerInfo>, Closed> {

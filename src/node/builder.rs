@@ -6,9 +6,10 @@ use std::sync::{Arc, Mutex};
 use super::{Host, ListenError, ListenOptions, Node, Overflow};
 use crate::config::{Config, ConfigError, Home, Layers};
 use crate::keys::{IdentityKey, KeyError, KeyRing, NetworkKey};
-use crate::mesh::{BadName, MeshName, NodeName};
-use crate::net::{self, LinkLimits, Links, NetConfig, NetError};
-use crate::protocol::arrivals::Arrivals;
+use crate::mesh::{BadName, MeshName, NodeName, Rules};
+use crate::net::{self, Carried, LinkLimits, Links, NetConfig, NetError};
+use crate::protocol::Protocols;
+use crate::protocol::calls::Calls;
 use crate::protocol::pubsub::PubSub;
 
 /// Describes a node, and starts it in a process of its own in the mesh.
@@ -188,7 +189,9 @@ impl Builder {
         let links = Links::default();
         let max_message = limits.message_bytes.get();
         let pubsub = Arc::new(PubSub::new(host_name.clone(), links.clone(), max_message, config.times.send_timeout));
-        let receiving = Arc::clone(&pubsub);
+        let timeout = config.times.call_timeout;
+        let calls = Arc::new(Calls::new(host_name.clone(), links.clone(), Rules::default(), max_message, timeout));
+        let protocols = Arc::new(Protocols { pubsub, calls, services: Arc::default() });
         let net_config = NetConfig {
             mesh: mesh.clone(),
             ring,
@@ -203,7 +206,8 @@ impl Builder {
             cache: config.discovery.cache,
             limits: LinkLimits { frames: limits.link_queue_messages.get(), bytes: limits.link_queue_bytes.get() },
             max_message,
-            receiver: Box::new(move |peer| Box::new(Arrivals::new(Arc::clone(&receiving), peer))),
+            resume: config.times.resume,
+            carried: Arc::clone(&protocols) as Arc<dyn Carried>,
         };
         let (net, event_loop) = net::start(net_config, links).await?;
         let listen_options = ListenOptions {
@@ -212,7 +216,7 @@ impl Builder {
             overflow: Overflow::default(),
         };
         let event_loop = Mutex::new(Some(event_loop));
-        let host = Host { net, pubsub, mesh, identity: identity_name, listen_options, event_loop };
+        let host = Host { net, protocols, mesh, identity: identity_name, listen_options, event_loop };
         Ok(Node::host(Arc::new(host), name).await?)
     }
 }

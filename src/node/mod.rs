@@ -31,7 +31,8 @@ use crate::mesh::{
     Topic, TopicFilter, TopicInfo,
 };
 use crate::net::{Closed, KeepAlive, NetHandle, RotationError};
-use crate::protocol::pubsub::{Outlet, PubSub};
+use crate::protocol::Protocols;
+use crate::protocol::pubsub::Outlet;
 use crate::protocol::subscription::Inbox;
 
 /// A named participant in a mesh. Cheap to clone.
@@ -43,7 +44,7 @@ pub struct Node(Arc<Inner>);
 
 impl Drop for Inner {
     fn drop(&mut self) {
-        self.host.pubsub.inboxes().remove(self.id.index); // no subscription is left: each holds the node
+        self.host.protocols.pubsub.inboxes().remove(self.id.index); // no subscription is left: each holds the node
     }
 }
 
@@ -60,7 +61,7 @@ struct Inner {
 #[derive(Debug)]
 struct Host {
     net: NetHandle,
-    pubsub: Arc<PubSub>,
+    protocols: Arc<Protocols>,
     mesh: MeshName,
     identity: Identity,
     listen_options: ListenOptions,
@@ -210,7 +211,8 @@ impl Node {
         }
         let topic = Topic::new(topic)?;
         let routes = self.0.host.net.routes().clone();
-        let outlet = Arc::new(self.0.host.pubsub.outlet(topic.clone(), self.0.id, self.0.name.clone(), routes));
+        let outlet =
+            Arc::new(self.0.host.protocols.pubsub.outlet(topic.clone(), self.0.id, self.0.name.clone(), routes));
         outlets.insert(topic, Arc::clone(&outlet));
         Ok(Publisher::new(self.clone(), outlet))
     }
@@ -235,7 +237,7 @@ impl Node {
         let filter = TopicFilter::new(filter)?;
         let inbox = Arc::new(Inbox::new(options));
         // First the inbox, then the promise to others that it is there.
-        self.0.host.pubsub.inboxes().insert(self.0.id.index, filter.clone(), Arc::clone(&inbox));
+        self.0.host.protocols.pubsub.inboxes().insert(self.0.id.index, filter.clone(), Arc::clone(&inbox));
         let mut subscription = Subscription::new(self.clone(), filter.clone(), inbox);
         subscription.hold(self.0.host.net.listen(self.0.id.index, filter).await??);
         Ok(subscription)
@@ -297,7 +299,7 @@ impl Node {
     /// The process has left the mesh.
     pub async fn status(&self) -> Result<Status, Closed> {
         let mut status = self.0.host.net.status().await?;
-        let (sent, received, dropped) = self.0.host.pubsub.counts();
+        let (sent, received, dropped) = self.0.host.protocols.pubsub.counts();
         status.counts.sent = sent;
         status.counts.received = received;
         status.counts.dropped += dropped;
@@ -318,7 +320,7 @@ impl Node {
         if peer == self.0.id.peer {
             return Ok(Duration::ZERO);
         }
-        let pubsub = &self.0.host.pubsub;
+        let pubsub = &self.0.host.protocols.pubsub;
         let link = pubsub.links().get(peer).ok_or(PingError::NotLinked(peer))?;
         pubsub.pings().ping(&link, patience).await.ok_or(PingError::TimedOut(patience))
     }
@@ -375,7 +377,7 @@ impl Node {
                 Err(_) => event_loop.abort(),
             }
         }
-        host.pubsub.inboxes().finish();
+        host.protocols.pubsub.inboxes().finish();
     }
 }
 

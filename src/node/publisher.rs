@@ -58,7 +58,7 @@ impl Publisher {
     /// # Errors
     /// The payload is too large.
     pub async fn publish(&self, codec: Codec, payload: Bytes, options: &SendOptions) -> Result<SendReport, SendError> {
-        self.node.0.host.pubsub.send(&self.outlet, codec, &payload, options).await
+        self.node.0.host.protocols.pubsub.send(&self.outlet, codec, &payload, options).await
     }
 
     /// Sends bytes to whom there is room for, without waiting; the others are in the report. `None`: another send on this
@@ -67,13 +67,13 @@ impl Publisher {
     /// # Errors
     /// They are too many.
     pub fn try_send(&self, payload: impl Into<Bytes>) -> Result<Option<SendReport>, SendError> {
-        self.node.0.host.pubsub.try_send(&self.outlet, Codec::Bytes, &payload.into(), &Target::default())
+        self.node.0.host.protocols.pubsub.try_send(&self.outlet, Codec::Bytes, &payload.into(), &Target::default())
     }
 
     /// How many nodes listen now.
     #[must_use]
     pub fn listeners(&self) -> usize {
-        self.node.0.host.pubsub.listeners(&self.outlet)
+        self.node.0.host.protocols.pubsub.listeners(&self.outlet)
     }
 
     /// Whether somebody listens now.

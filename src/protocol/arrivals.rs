@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::pubsub::PubSub;
 use super::subscription::{Inbox, Inboxes, Put};
 use crate::mesh::{Message, NodeId, NodeName, PeerId, Topic};
-use crate::net::{MAX_ALIASES, MAX_INTRODUCED, Receive};
+use crate::net::{MAX_ALIASES, MAX_INTRODUCED};
 use crate::wire::frame::{self, BadFrame};
 
 /// What reads one peer's messages.
@@ -43,8 +43,9 @@ impl Arrivals {
     }
 }
 
-impl Receive for Arrivals {
-    fn topic(&mut self, alias: u32, topic: Topic) -> Result<(), BadFrame> {
+impl Arrivals {
+    /// A number stands for a topic from now on.
+    pub(super) fn topic(&mut self, alias: u32, topic: Topic) -> Result<(), BadFrame> {
         if alias as usize != self.topics.len() + 1 || self.topics.len() >= MAX_ALIASES {
             return Err(BadFrame::Alias);
         }
@@ -52,7 +53,8 @@ impl Receive for Arrivals {
         Ok(())
     }
 
-    fn node(&mut self, index: u32, name: NodeName) {
+    /// An index stands for a node's name from now on.
+    pub(super) fn node(&mut self, index: u32, name: NodeName) {
         // The sender starts over at the same count: see `Link`.
         if self.names.len() >= MAX_INTRODUCED {
             self.names.clear();
@@ -61,7 +63,8 @@ impl Receive for Arrivals {
         self.last_name = None;
     }
 
-    fn message(&mut self, mut message: frame::Message) -> Result<(), BadFrame> {
+    /// A message for nodes of this peer.
+    pub(super) fn message(&mut self, mut message: frame::Message) -> Result<(), BadFrame> {
         self.pubsub.received();
         let from_name = self.name(message.head.from)?;
         let mut inline;
@@ -90,10 +93,6 @@ impl Receive for Arrivals {
             }
         }
         Ok(())
-    }
-
-    fn pong(&mut self, nonce: u64) {
-        self.pubsub.pings().answered(nonce);
     }
 }
 

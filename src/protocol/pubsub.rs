@@ -312,7 +312,7 @@ impl PubSub {
                 0
             } else {
                 let turns = turns.get_or_insert_with(|| outlet.turns.lock().unwrap_or_else(PoisonError::into_inner));
-                turns.pick(group, rng)
+                turns.pick(&crate::mesh::Policy::RoundRobin, group, |_| 0, None, rng)
             };
             // If the link of the chosen one just went down, the next of the group takes the message.
             let alive = (0..ways.len()).map(|step| (first + step) % ways.len()).find(|at| ways[*at].is_up());

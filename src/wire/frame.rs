@@ -5,7 +5,7 @@
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
 use super::LENGTH;
-use crate::mesh::{BadName, Codec, MAX_NAME, NodeName, Topic};
+use crate::mesh::{BadName, Codec, MAX_NAME, NodeName, ServiceName, Topic};
 
 /// One frame.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -20,6 +20,53 @@ pub(crate) enum Frame {
     Ping { nonce: u64 },
     /// The answer to a ping.
     Pong { nonce: u64 },
+    /// A call of a service.
+    Call(Call),
+    /// What came of a call.
+    Answer(Answer),
+    /// Who called wants no answer any more.
+    Cancel { call: u64 },
+}
+
+/// A call on its way.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Call {
+    /// The caller's number for it.
+    pub(crate) call: u64,
+    /// Index of the node that is to answer.
+    pub(crate) node: u32,
+    /// Index of the calling node.
+    pub(crate) from: u32,
+    pub(crate) codec: Codec,
+    pub(crate) service: ServiceName,
+    /// The request.
+    pub(crate) payload: Bytes,
+}
+
+/// What came of a call, on its way back.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Answer {
+    /// The caller's number for the call.
+    pub(crate) call: u64,
+    pub(crate) outcome: Outcome,
+    pub(crate) codec: Codec,
+    /// The reply, or the failure in CBOR.
+    pub(crate) payload: Bytes,
+}
+
+/// How a call went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    /// It ran, and this is the reply.
+    Done,
+    /// It ran and failed.
+    Failed,
+    /// It did not run: as many run and wait as may, or the node is about to leave.
+    Busy,
+    /// It did not run: the node does not offer that service.
+    NotOffered,
+    /// It did not run: the service is not called, but spoken with over a channel.
+    NotCalled,
 }
 
 /// A message on its way.
@@ -53,6 +100,8 @@ pub(crate) enum BadFrame {
     Kind(u8),
     #[error("a payload of the unknown codec {0}")]
     Codec(u8),
+    #[error("an answer of the unknown kind {0}")]
+    Outcome(u8),
     #[error("a frame that ends before its header does")]
     Short,
     #[error("a name that is not UTF-8")]
@@ -75,8 +124,42 @@ impl Frame {
             NODE => Ok(Self::Node { index: number(&mut body)?, name: NodeName::new(text(&body)?)? }),
             PING => Ok(Self::Ping { nonce: body.try_get_u64().map_err(|_| BadFrame::Short)? }),
             PONG => Ok(Self::Pong { nonce: body.try_get_u64().map_err(|_| BadFrame::Short)? }),
+            CALL => Call::parse(body).map(Self::Call),
+            ANSWER => Answer::parse(body).map(Self::Answer),
+            CANCEL => Ok(Self::Cancel { call: body.try_get_u64().map_err(|_| BadFrame::Short)? }),
             kind => Err(BadFrame::Kind(kind)),
         }
+    }
+}
+
+impl Call {
+    fn parse(mut body: Bytes) -> Result<Self, BadFrame> {
+        if body.len() < CALL_HEAD - LENGTH - 1 {
+            return Err(BadFrame::Short);
+        }
+        let (call, node, from) = (body.get_u64(), body.get_u32(), body.get_u32());
+        let codec = codec_from(body.get_u8())?;
+        let len = usize::from(body.get_u8());
+        let service = ServiceName::new(text(&cut(&mut body, len)?)?)?;
+        Ok(Self { call, node, from, codec, service, payload: body })
+    }
+}
+
+impl Answer {
+    fn parse(mut body: Bytes) -> Result<Self, BadFrame> {
+        if body.len() < ANSWER_HEAD - LENGTH - 1 {
+            return Err(BadFrame::Short);
+        }
+        let call = body.get_u64();
+        let outcome = match body.get_u8() {
+            0 => Outcome::Done,
+            1 => Outcome::Failed,
+            2 => Outcome::Busy,
+            3 => Outcome::NotOffered,
+            4 => Outcome::NotCalled,
+            other => return Err(BadFrame::Outcome(other)),
+        };
+        Ok(Self { call, outcome, codec: codec_from(body.get_u8())?, payload: body })
     }
 }
 
@@ -148,6 +231,41 @@ pub(crate) fn put_ping(out: &mut BytesMut, nonce: u64, answer: bool) {
     out.put_u64(nonce);
 }
 
+/// Writes all of a call but its payload.
+pub(crate) fn put_call(out: &mut BytesMut, call: &Call) {
+    let name = call.service.as_str();
+    out.put_u32((CALL_HEAD - LENGTH + name.len() + call.payload.len()) as u32);
+    out.put_u8(CALL);
+    out.put_u64(call.call);
+    out.put_u32(call.node);
+    out.put_u32(call.from);
+    out.put_u8(codec_to(call.codec));
+    out.put_u8(name.len() as u8);
+    out.put_slice(name.as_bytes());
+}
+
+/// Writes all of an answer but its payload.
+pub(crate) fn put_answer(out: &mut BytesMut, answer: &Answer) {
+    out.put_u32((ANSWER_HEAD - LENGTH + answer.payload.len()) as u32);
+    out.put_u8(ANSWER);
+    out.put_u64(answer.call);
+    out.put_u8(match answer.outcome {
+        Outcome::Done => 0,
+        Outcome::Failed => 1,
+        Outcome::Busy => 2,
+        Outcome::NotOffered => 3,
+        Outcome::NotCalled => 4,
+    });
+    out.put_u8(codec_to(answer.codec));
+}
+
+/// Takes a call back.
+pub(crate) fn put_cancel(out: &mut BytesMut, call: u64) {
+    out.put_u32(9);
+    out.put_u8(CANCEL);
+    out.put_u64(call);
+}
+
 /// The most that a message's frame is larger than its payload.
 pub(crate) const fn overhead(targets: usize) -> usize {
     MESSAGE_HEAD + targets * 4 + 1 + MAX_NAME
@@ -164,15 +282,15 @@ fn number(body: &mut Bytes) -> Result<u32, BadFrame> {
     body.try_get_u32().map_err(|_| BadFrame::Short)
 }
 
-fn cut(body: &mut Bytes, len: usize) -> Result<Bytes, BadFrame> {
+pub(super) fn cut(body: &mut Bytes, len: usize) -> Result<Bytes, BadFrame> {
     if body.len() < len { Err(BadFrame::Short) } else { Ok(body.split_to(len)) }
 }
 
-fn text(bytes: &[u8]) -> Result<&str, BadFrame> {
+pub(super) fn text(bytes: &[u8]) -> Result<&str, BadFrame> {
     std::str::from_utf8(bytes).map_err(|_| BadFrame::Utf8)
 }
 
-fn codec_to(codec: Codec) -> u8 {
+pub(super) fn codec_to(codec: Codec) -> u8 {
     match codec {
         Codec::Bytes => 0,
         Codec::Text => 1,
@@ -181,7 +299,7 @@ fn codec_to(codec: Codec) -> u8 {
     }
 }
 
-fn codec_from(byte: u8) -> Result<Codec, BadFrame> {
+pub(super) fn codec_from(byte: u8) -> Result<Codec, BadFrame> {
     Ok(match byte {
         0 => Codec::Bytes,
         1 => Codec::Text,
@@ -195,14 +313,26 @@ fn codec_from(byte: u8) -> Result<Codec, BadFrame> {
 pub(crate) const INLINE: u32 = 0;
 /// Most targets of one frame; a message for more nodes of one peer goes out in several.
 pub(crate) const MAX_TARGETS: usize = 1024;
+/// Index that stands for the peer itself, which answers what is asked about it.
+pub(crate) const THE_PEER: u32 = u32::MAX;
+/// What a peer is called by for the counts of its services.
+pub(crate) const STATS: &str = "services";
 /// Length, kind, codec, count of targets, alias, sender, sequence number.
 const MESSAGE_HEAD: usize = LENGTH + 1 + 1 + 2 + 4 + 4 + 8;
+
+/// Length, kind, number, node, sender, codec, length of the name.
+const CALL_HEAD: usize = LENGTH + 1 + 8 + 4 + 4 + 1 + 1;
+/// Length, kind, number, outcome, codec.
+const ANSWER_HEAD: usize = LENGTH + 1 + 8 + 1 + 1;
 
 const MESSAGE: u8 = 1;
 const TOPIC: u8 = 2;
 const NODE: u8 = 3;
 const PING: u8 = 4;
 const PONG: u8 = 5;
+const CALL: u8 = 7;
+const ANSWER: u8 = 8;
+const CANCEL: u8 = 9;
 
 #[cfg(test)]
 mod tests {
@@ -258,6 +388,30 @@ mod tests {
             prop_assert_eq!(message.targets().collect::<Vec<_>>(), targets);
             prop_assert_eq!(message.topic, inline.then_some(topic));
             prop_assert_eq!(&message.payload[..], &payload[..]);
+        }
+
+        #[test]
+        fn calls_and_answers_read_back_as_written(
+            (call, node, from) in any::<(u64, u32, u32)>(),
+            payload in prop::collection::vec(any::<u8>(), 0..200),
+        ) {
+            let (service, payload) = (ServiceName::new("add").unwrap(), Bytes::from(payload));
+            let asked = Call { call, node, from, codec: Codec::Json, service, payload: payload.clone() };
+            let mut out = BytesMut::new();
+            put_call(&mut out, &asked);
+            out.extend_from_slice(&payload);
+            prop_assert!(out.len() <= overhead(0) + payload.len());
+            prop_assert_eq!(read_one(out), Frame::Call(asked));
+            for outcome in [Outcome::Done, Outcome::Failed, Outcome::Busy, Outcome::NotOffered, Outcome::NotCalled] {
+                let answer = Answer { call, outcome, codec: Codec::Cbor, payload: payload.clone() };
+                let mut out = BytesMut::new();
+                put_answer(&mut out, &answer);
+                out.extend_from_slice(&payload);
+                prop_assert_eq!(read_one(out), Frame::Answer(answer));
+            }
+            let mut out = BytesMut::new();
+            put_cancel(&mut out, call);
+            prop_assert_eq!(read_one(out), Frame::Cancel { call });
         }
 
         #[test]

@@ -1,0 +1,103 @@
+//! What a service says when it cannot do what was asked.
+
+use std::error::Error;
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use super::NodeId;
+
+/// Why a service did not do what was asked: what a handler returns, and what its caller is told.
+///
+/// Any error becomes one with `?`: its type is the kind, its text the message, and what it says of its sources the causes.
+/// Like other types that any error becomes, it is no [`Error`] itself.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failure {
+    /// What kind of failure it is, for programs: chosen by the service, or the name of a Rust type.
+    pub kind: String,
+    /// What went wrong, for people.
+    pub message: String,
+    /// What it came of, the nearest cause first.
+    #[serde(default)]
+    pub causes: Vec<String>,
+}
+
+/// A service ran at that node and failed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RemoteFailure {
+    /// The node that ran it.
+    pub node: NodeId,
+    /// What it says.
+    pub failure: Failure,
+}
+
+impl Failure {
+    /// A failure of a kind of the service's own choice.
+    pub fn new(kind: impl Into<String>, message: impl Into<String>) -> Self {
+        Self { kind: kind.into(), message: message.into(), causes: Vec::new() }
+    }
+
+    /// The handler panicked.
+    pub(crate) fn panicked(panic: &(dyn std::any::Any + Send)) -> Self {
+        let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+        let text = text.or_else(|| panic.downcast_ref::<String>().cloned());
+        Self::new(Self::PANICKED, text.unwrap_or_else(|| "the handler panicked".into()))
+    }
+
+    /// The kind of a failure whose handler panicked.
+    pub const PANICKED: &'static str = "panicked";
+    /// The kind of a failure whose request is not what the handler takes.
+    pub const BAD_REQUEST: &'static str = "bad-request";
+    /// The kind of a failure whose reply could not be sent: too large for the caller, or not to be encoded.
+    pub const BAD_REPLY: &'static str = "bad-reply";
+}
+
+impl<E: Error + 'static> From<E> for Failure {
+    fn from(error: E) -> Self {
+        let causes = std::iter::successors(error.source(), |cause: &&dyn Error| (*cause).source());
+        Self {
+            kind: std::any::type_name::<E>().to_owned(),
+            message: error.to_string(),
+            causes: causes.map(ToString::to_string).collect(),
+        }
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.message)?;
+        self.causes.iter().try_for_each(|cause| write!(f, ": {cause}"))
+    }
+}
+
+impl fmt::Display for RemoteFailure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} at {}: {}", self.failure.kind, self.node, self.failure)
+    }
+}
+
+impl Error for RemoteFailure {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("cannot read the map")]
+    struct Outer(#[source] std::num::ParseIntError);
+
+    #[test]
+    fn an_error_keeps_its_kind_message_and_causes() {
+        let failure = Failure::from(Outer("x".parse::<i32>().unwrap_err()));
+        assert!(failure.kind.ends_with("Outer"), "{failure:?}");
+        assert_eq!(failure.message, "cannot read the map");
+        assert_eq!(failure.causes, ["invalid digit found in string"]);
+        assert_eq!(failure.to_string(), "cannot read the map: invalid digit found in string");
+    }
+
+    #[test]
+    fn a_panic_keeps_its_text() {
+        let panic = std::panic::catch_unwind(|| panic!("no {}", "way")).unwrap_err();
+        assert_eq!(Failure::panicked(&*panic), Failure::new(Failure::PANICKED, "no way"));
+    }
+}

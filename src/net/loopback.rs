@@ -1,0 +1,32 @@
+//! A link from this peer to itself: what nodes of one process do together goes the same way as between processes.
+
+use tokio::io::duplex;
+use tracing::error;
+
+use super::link::{Inlet, Link, LinkLimits};
+use super::{Carried, Links};
+use crate::mesh::PeerId;
+
+/// Puts the link among the others. It ends when they are cleared.
+pub(super) fn start(me: PeerId, links: &Links, limits: LinkLimits, max_message: usize, carried: &dyn Carried) {
+    let link = Link::new(1, limits, max_message);
+    carried.up(me, &link);
+    links.insert(me, link.clone(), None);
+    let mut receiver = carried.receiver(me);
+    let (ours, theirs) = duplex(PIPE);
+    let writing = link.clone();
+    tokio::spawn(async move {
+        if let Err(error) = writing.write(async { Ok(ours) }).await {
+            error!(%error, "the link to oneself broke");
+        }
+    });
+    tokio::spawn(async move {
+        let inlet = Inlet::default();
+        if let Err(error) = inlet.read(theirs, max_message, &link, &mut *receiver, || ()).await {
+            error!(%error, "the link to oneself broke");
+        }
+    });
+}
+
+/// Bytes between writer and reader.
+const PIPE: usize = 256 << 10;

@@ -1,0 +1,570 @@
+//! What this peer's nodes ask of services: who gets a call, what waits for an answer, and what becomes of it when a link
+//! is lost.
+
+use std::collections::HashMap;
+use std::pin::pin;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use rand::SeedableRng;
+use rand::rngs::SmallRng;
+use smallvec::SmallVec;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
+use tokio::time::{Instant, sleep, timeout_at};
+
+use crate::mesh::{
+    Codec, Failure, Group, NodeId, NodeName, PeerId, Policy, RemoteFailure, Routes, Rules, ServiceName, ServiceStats,
+    Turns,
+};
+use crate::net::{Link, Links, Refused, Room};
+use crate::wire::frame::{self, Answer, Call, Outcome, STATS, THE_PEER};
+use crate::wire::message::decode;
+
+/// What all nodes of a peer share for calling.
+#[derive(Debug)]
+pub(crate) struct Calls {
+    host: String,
+    links: Links,
+    rules: Rules,
+    max_message: usize,
+    timeout: Duration,
+    next: AtomicU64,
+    peers: Mutex<HashMap<PeerId, Arc<Pending>>>,
+    turns: Mutex<HashMap<ServiceName, Arc<Mutex<Turns>>>>,
+}
+
+/// Calls to one peer.
+#[derive(Debug)]
+pub(crate) struct Pending {
+    waiting: Mutex<HashMap<u64, Waiting>>,
+    /// Calls in flight per node of the peer.
+    loads: Mutex<HashMap<u32, Arc<AtomicUsize>>>,
+    room: Arc<Semaphore>,
+}
+
+/// A call that is not answered yet.
+#[derive(Debug)]
+struct Waiting {
+    end: oneshot::Sender<End>,
+    /// Its place among the frames of the link.
+    place: u64,
+}
+
+/// What becomes of a call.
+#[derive(Debug)]
+enum End {
+    Answered(Answer),
+    /// The link was lost. What was never written did not run.
+    Lost {
+        written: bool,
+    },
+}
+
+/// How a node calls one service: resolved once, kept as long as the routes hold.
+#[derive(Debug)]
+pub(crate) struct Caller {
+    service: ServiceName,
+    from: u32,
+    policy: Policy,
+    routes: watch::Receiver<Arc<Routes>>,
+    turns: Arc<Mutex<Turns>>,
+    plan: Mutex<Plan>,
+}
+
+#[derive(Debug)]
+struct Plan {
+    generation: Option<u64>,
+    /// All that offer the service.
+    group: Group,
+    providers: Vec<Provider>,
+    rng: SmallRng,
+}
+
+/// A node that offers the service, and how it is reached.
+#[derive(Clone, Debug)]
+struct Provider {
+    id: NodeId,
+    name: NodeName,
+    link: Option<Link>,
+    pending: Arc<Pending>,
+    load: Arc<AtomicUsize>,
+}
+
+/// How one call is made.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct CallOptions {
+    /// Who is to answer.
+    pub callee: Callee,
+    /// Time until the answer, from the moment of the call. `None`: as configured, 10 s by default.
+    pub timeout: Option<Duration>,
+    /// The call may run more than once: it goes to another provider also when the first was lost while it may have run.
+    pub idempotent: bool,
+    /// When all providers are busy, or as many calls are in flight as may be: try again until time is up, instead of an
+    /// error at once.
+    pub wait_when_busy: bool,
+    /// For the policy `hash`: calls of one key go to one node.
+    pub key: Option<Bytes>,
+}
+
+/// Who is to answer a call.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Callee {
+    /// Any node that offers the service.
+    #[default]
+    Any,
+    /// This node.
+    Node(NodeId),
+    /// Any node of this name that offers the service.
+    Group(NodeName),
+}
+
+/// The answer to a call.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CallReply {
+    /// The node that answered.
+    pub node: NodeId,
+    /// Its name.
+    pub name: NodeName,
+    /// How the payload is encoded.
+    pub codec: Codec,
+    /// What it says.
+    pub payload: Bytes,
+}
+
+/// Why a call brought no reply: whether it ran, and whether it can be made again.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum CallError {
+    /// No node that can be reached offers the service. Nothing ran: try again when one does.
+    #[error("no node offers the service {0}")]
+    NoProvider(ServiceName),
+    /// There is no such node. Nothing ran.
+    #[error("there is no node {0}")]
+    NoSuchNode(String),
+    /// The node is there, but does not offer this service. Nothing ran.
+    #[error("{node} does not offer the service {service}")]
+    NotOffered {
+        /// Who was asked.
+        node: String,
+        /// For what.
+        service: ServiceName,
+    },
+    /// The service is used over a channel, not called. Nothing ran.
+    #[error("the service {0} is used over a channel: open one, or ask for a stream of replies")]
+    NotCalled(ServiceName),
+    /// All nodes that offer the service do as much as they may, or are about to leave. Nothing ran: try again later.
+    #[error("all nodes that offer the service {0} are busy")]
+    Busy(ServiceName),
+    /// No reply in that time. It may have run; a provider that still works on it was told to stop.
+    #[error("no reply within {0:?}")]
+    TimedOut(Duration),
+    /// The link to the node was lost. The call may have run.
+    #[error("the link to {0} was lost while it had the call")]
+    Disconnected(NodeId),
+    /// It ran, and failed.
+    #[error(transparent)]
+    Remote(#[from] RemoteFailure),
+    /// The request is larger than the mesh, or the provider, takes. Nothing ran.
+    #[error("a request of {len} bytes, over the limit{}", max.map(|max| format!(" of {max}")).unwrap_or_default())]
+    TooLarge {
+        /// Its size in bytes.
+        len: usize,
+        /// The limit in bytes, if it is this peer's.
+        max: Option<usize>,
+    },
+    /// The service's name is not one. Nothing ran.
+    #[error(transparent)]
+    Name(#[from] crate::mesh::BadName),
+    /// The request cannot be encoded. Nothing ran.
+    #[error("the request cannot be encoded: {0}")]
+    Encode(String),
+    /// It ran, but the reply is no such value.
+    #[error("the reply of {node} cannot be decoded: {why}")]
+    Decode {
+        /// Who answered.
+        node: NodeId,
+        /// What is wrong.
+        why: String,
+    },
+    /// The peer has shut down.
+    #[error("the peer has shut down")]
+    Closed,
+}
+
+impl CallError {
+    /// Whether the call surely did not run, so that making it again cannot make it run twice.
+    #[must_use]
+    pub fn did_not_run(&self) -> bool {
+        !matches!(self, Self::TimedOut(_) | Self::Disconnected(_) | Self::Remote(_) | Self::Decode { .. })
+    }
+}
+
+impl Calls {
+    pub(crate) fn new(host: String, links: Links, rules: Rules, max_message: usize, timeout: Duration) -> Self {
+        let (peers, turns) = (Mutex::default(), Mutex::default());
+        Self { host, links, rules, max_message, timeout, next: AtomicU64::new(1), peers, turns }
+    }
+
+    /// What a node calls a service with.
+    pub(crate) fn caller(&self, service: ServiceName, from: u32, routes: watch::Receiver<Arc<Routes>>) -> Caller {
+        let turns = {
+            let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
+            if turns.len() >= MAX_TURNS {
+                turns.retain(|_, turns| Arc::strong_count(turns) > 1);
+            }
+            Arc::clone(turns.entry(service.clone()).or_default())
+        };
+        let rng = SmallRng::from_rng(&mut rand::rng());
+        let plan = Plan { generation: None, group: Group::default(), providers: Vec::new(), rng };
+        Caller { policy: self.rules.for_service(&service), service, from, routes, turns, plan: Mutex::new(plan) }
+    }
+
+    /// Calls, and waits for the answer.
+    ///
+    /// Cancelled, the call is taken back: a provider that has not begun does not begin, one that runs is stopped.
+    pub(crate) async fn call(
+        &self,
+        caller: &Caller,
+        codec: Codec,
+        payload: &Bytes,
+        options: &CallOptions,
+    ) -> Result<CallReply, CallError> {
+        if payload.len() > self.max_message {
+            return Err(CallError::TooLarge { len: payload.len(), max: Some(self.max_message) });
+        }
+        let timeout = options.timeout.unwrap_or(self.timeout);
+        let now = Instant::now();
+        let deadline = now.checked_add(timeout).unwrap_or(now + FOR_EVER);
+        match timeout_at(deadline, self.attempts(caller, codec, payload, options)).await {
+            Ok(answer) => answer,
+            Err(_) => Err(CallError::TimedOut(timeout)),
+        }
+    }
+
+    /// Tries one provider after the other, as long as the call surely did not run.
+    async fn attempts(
+        &self,
+        caller: &Caller,
+        codec: Codec,
+        payload: &Bytes,
+        options: &CallOptions,
+    ) -> Result<CallReply, CallError> {
+        let mut tried = Tried::default();
+        let mut pause = FIRST_PAUSE;
+        loop {
+            let provider = match self.choose(caller, options, &tried.nodes) {
+                Ok(provider) => provider,
+                Err(_) if tried.busy && options.wait_when_busy => {
+                    sleep(pause).await; // others finish meanwhile; the call's deadline ends it
+                    pause = (pause * 2).min(LONGEST_PAUSE);
+                    tried = Tried { lost: tried.lost, ..Tried::default() };
+                    continue;
+                }
+                Err(none) => return Err(tried.why(&caller.service).unwrap_or(none)),
+            };
+            let Some(permit) = provider.permit(options.wait_when_busy).await else {
+                tried.busy(provider.id);
+                continue;
+            };
+            let (end, flight) = match self.launch(caller, &provider, codec, payload, permit).await {
+                Ok(launched) => launched,
+                Err(Refused::TooLarge) => return Err(CallError::TooLarge { len: payload.len(), max: None }),
+                Err(_) => {
+                    tried.nodes.push(provider.id);
+                    continue;
+                }
+            };
+            let end = end.await;
+            drop(flight);
+            match end {
+                Ok(End::Answered(Answer { outcome: Outcome::Done, codec, payload, .. })) => {
+                    return Ok(CallReply { node: provider.id, name: provider.name, codec, payload });
+                }
+                Ok(End::Answered(Answer { outcome: Outcome::Failed, payload, .. })) => {
+                    let failure = decode(&payload).unwrap_or_else(|_| Failure::new("unknown", "it does not say why"));
+                    return Err(RemoteFailure { node: provider.id, failure }.into());
+                }
+                Ok(End::Answered(Answer { outcome: Outcome::Busy, .. })) => tried.busy(provider.id),
+                Ok(End::Answered(Answer { outcome: Outcome::NotOffered, .. })) => tried.nodes.push(provider.id),
+                Ok(End::Answered(Answer { outcome: Outcome::NotCalled, .. })) => {
+                    return Err(CallError::NotCalled(caller.service.clone()));
+                }
+                Ok(End::Lost { written: true }) | Err(_) => {
+                    tried.nodes.push(provider.id);
+                    tried.lost = Some(provider.id);
+                    if !options.idempotent {
+                        return Err(CallError::Disconnected(provider.id));
+                    }
+                }
+                Ok(End::Lost { written: false }) => tried.nodes.push(provider.id),
+            }
+        }
+    }
+
+    /// Puts the call on the provider's link, waiting for room.
+    async fn launch(
+        &self,
+        caller: &Caller,
+        provider: &Provider,
+        codec: Codec,
+        payload: &Bytes,
+        permit: OwnedSemaphorePermit,
+    ) -> Result<(oneshot::Receiver<End>, Flight), Refused> {
+        let Some(link) = &provider.link else { return Err(Refused::Closed) };
+        let call = self.next.fetch_add(1, Ordering::Relaxed);
+        let service = caller.service.clone();
+        let (node, from) = (provider.id.index, caller.from);
+        let call = Call { call, node, from, codec, service, payload: payload.clone() };
+        loop {
+            let mut changed = pin!(link.changed());
+            changed.as_mut().enable();
+            match provider.pending.push(&call, link) {
+                Ok(end) => {
+                    provider.load.fetch_add(1, Ordering::Relaxed);
+                    let (pending, load) = (Arc::clone(&provider.pending), Arc::clone(&provider.load));
+                    return Ok((end, Flight { pending, link: link.clone(), call: call.call, load, _permit: permit }));
+                }
+                Err(Refused::Full) => changed.await,
+                Err(refused) => return Err(refused),
+            }
+        }
+    }
+
+    /// Who is to answer, of those not tried yet.
+    fn choose(&self, caller: &Caller, options: &CallOptions, tried: &[NodeId]) -> Result<Provider, CallError> {
+        let mut plan = caller.plan();
+        self.refresh(caller, &mut plan)?;
+        let Plan { group, providers, rng, .. } = &mut *plan;
+        let fits = |provider: &Provider| match &options.callee {
+            Callee::Any => true,
+            Callee::Node(id) => provider.id == *id,
+            Callee::Group(name) => provider.name == *name,
+        };
+        let up = |provider: &Provider| provider.link.as_ref().is_some_and(|link| !link.is_closed());
+        let can = |provider: &Provider| fits(provider) && up(provider) && !tried.contains(&provider.id);
+        let mut turns = caller.turns.lock().unwrap_or_else(PoisonError::into_inner);
+        let key = options.key.as_deref();
+        let load = |at: usize| providers[at].load.load(Ordering::Relaxed);
+        if !providers.is_empty() && options.callee == Callee::Any {
+            // Nearly always, the first choice can.
+            let provider = &providers[turns.pick(&caller.policy, group, load, key, rng)];
+            if can(provider) {
+                return Ok(provider.clone());
+            }
+        }
+        let able: SmallVec<[usize; 8]> = (0..providers.len()).filter(|at| can(&providers[*at])).collect();
+        if able.is_empty() {
+            return Err(self.nobody(caller, options, providers.iter().any(fits)));
+        }
+        let members = able.iter().map(|at| group.members[*at].clone()).collect();
+        let others = Group { members, ..group.clone() };
+        let pick = turns.pick(&caller.policy, &others, |at| load(able[at]), key, rng);
+        Ok(providers[able[pick]].clone())
+    }
+
+    /// Why nobody can answer.
+    fn nobody(&self, caller: &Caller, options: &CallOptions, offered: bool) -> CallError {
+        let service = caller.service.clone();
+        let exists = |wanted: &dyn Fn(NodeId, &NodeName) -> bool| {
+            let routes = caller.routes.borrow();
+            routes.records().any(|record| {
+                record.nodes.iter().any(|node| wanted(NodeId { peer: record.peer, index: node.index }, &node.name))
+            })
+        };
+        let (text, there) = match &options.callee {
+            Callee::Any => return CallError::NoProvider(service),
+            Callee::Node(id) => (id.to_string(), exists(&|node, _| node == *id)),
+            Callee::Group(name) => (name.to_string(), exists(&|_, known| known == name)),
+        };
+        match (offered, there) {
+            (true, _) => CallError::NoProvider(service), // it was there a moment ago
+            (false, true) => CallError::NotOffered { node: text, service },
+            (false, false) => CallError::NoSuchNode(text),
+        }
+    }
+
+    /// Looks up again who offers the service, if routes have changed since.
+    fn refresh(&self, caller: &Caller, plan: &mut Plan) -> Result<(), CallError> {
+        if caller.routes.has_changed().is_err() {
+            return Err(CallError::Closed); // who made the routes is gone
+        }
+        let routes = caller.routes.borrow();
+        if plan.generation == Some(routes.generation()) {
+            return Ok(());
+        }
+        let members = routes.providers(&caller.service, &self.host);
+        plan.generation = Some(routes.generation());
+        drop(routes);
+        let provider = |member: &crate::mesh::Member| {
+            let pending = self.pending(member.id.peer);
+            let load = pending.load(member.id.index);
+            Provider { id: member.id, name: member.name.clone(), link: self.links.get(member.id.peer), pending, load }
+        };
+        plan.providers = members.iter().map(provider).collect();
+        plan.group.members = members;
+        Ok(())
+    }
+
+    /// The nodes that offer a service now.
+    pub(crate) fn providers(&self, caller: &Caller) -> Vec<(NodeId, NodeName)> {
+        let mut plan = caller.plan();
+        if self.refresh(caller, &mut plan).is_err() {
+            return Vec::new();
+        }
+        plan.providers.iter().map(|provider| (provider.id, provider.name.clone())).collect()
+    }
+
+    /// Asks a peer for the counts of its services.
+    pub(crate) async fn stats(&self, peer: PeerId, patience: Duration) -> Option<Vec<ServiceStats>> {
+        let pending = self.pending(peer);
+        let call = self.next.fetch_add(1, Ordering::Relaxed);
+        let service = ServiceName::new(STATS).ok()?;
+        let call = Call { call, node: THE_PEER, from: THE_PEER, codec: Codec::Bytes, service, payload: Bytes::new() };
+        let permit = Arc::clone(&pending.room).try_acquire_owned().ok()?;
+        let link = self.links.get(peer)?;
+        let end = pending.push(&call, &link).ok()?;
+        let load = Arc::default();
+        let _flight = Flight { pending, link, call: call.call, load, _permit: permit };
+        match tokio::time::timeout(patience, end).await.ok()?.ok()? {
+            End::Answered(answer) if answer.outcome == Outcome::Done => decode(&answer.payload).ok(),
+            _ => None,
+        }
+    }
+
+    /// What waits for answers of a peer.
+    pub(crate) fn pending(&self, peer: PeerId) -> Arc<Pending> {
+        Arc::clone(self.peers.lock().unwrap_or_else(PoisonError::into_inner).entry(peer).or_default())
+    }
+
+    /// The link to a peer is lost: nothing that it had taken will be answered.
+    pub(super) fn down(&self, peer: PeerId, link: &Link) {
+        let waiting = std::mem::take(&mut *self.pending(peer).waiting());
+        for (_, Waiting { end, place }) in waiting {
+            let _ = end.send(End::Lost { written: link.was_taken(place) }); // who called may have given up
+        }
+    }
+
+    pub(super) fn forget(&self, peer: PeerId) {
+        self.peers.lock().unwrap_or_else(PoisonError::into_inner).remove(&peer);
+    }
+}
+
+impl Caller {
+    pub(crate) fn service(&self) -> &ServiceName {
+        &self.service
+    }
+
+    pub(crate) fn routes(&self) -> &watch::Receiver<Arc<Routes>> {
+        &self.routes
+    }
+
+    fn plan(&self) -> MutexGuard<'_, Plan> {
+        self.plan.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Provider {
+    /// The right to have one more call in flight; `None` if there are too many and the caller does not wait.
+    async fn permit(&self, wait: bool) -> Option<OwnedSemaphorePermit> {
+        let room = Arc::clone(&self.pending.room);
+        match Arc::clone(&room).try_acquire_owned() {
+            Ok(permit) => Some(permit),
+            Err(_) if wait => room.acquire_owned().await.ok(),
+            Err(_) => None,
+        }
+    }
+}
+
+impl Default for Pending {
+    fn default() -> Self {
+        let room = Arc::new(Semaphore::new(MAX_IN_FLIGHT));
+        Self { waiting: Mutex::default(), loads: Mutex::default(), room }
+    }
+}
+
+impl Pending {
+    /// Puts a call on the link and notes that it waits. The lock is held over both: an answer finds the note, and so does
+    /// the end of the link.
+    fn push(&self, call: &Call, link: &Link) -> Result<oneshot::Receiver<End>, Refused> {
+        let mut waiting = self.waiting();
+        let place = link.push(|out| frame::put_call(out, call), &call.payload, Room::Limited)?;
+        let (end, ended) = oneshot::channel();
+        waiting.insert(call.call, Waiting { end, place });
+        Ok(ended)
+    }
+
+    pub(super) fn answered(&self, answer: Answer) {
+        let waiting = self.waiting().remove(&answer.call);
+        if let Some(waiting) = waiting {
+            let _ = waiting.end.send(End::Answered(answer)); // who called may have given up
+        }
+    }
+
+    fn load(&self, node: u32) -> Arc<AtomicUsize> {
+        let mut loads = self.loads.lock().unwrap_or_else(PoisonError::into_inner);
+        if loads.len() >= MAX_LOADS {
+            loads.retain(|_, load| Arc::strong_count(load) > 1);
+        }
+        Arc::clone(loads.entry(node).or_default())
+    }
+
+    fn waiting(&self) -> MutexGuard<'_, HashMap<u64, Waiting>> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A call that is on its way. Dropped before its answer came, it is taken back.
+struct Flight {
+    pending: Arc<Pending>,
+    link: Link,
+    call: u64,
+    load: Arc<AtomicUsize>,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Drop for Flight {
+    fn drop(&mut self) {
+        self.load.fetch_sub(1, Ordering::Relaxed);
+        // Locks for no longer than a look-up takes.
+        if self.pending.waiting().remove(&self.call).is_some() {
+            let _ = self.link.push(|out| frame::put_cancel(out, self.call), &Bytes::new(), Room::Always);
+        }
+    }
+}
+
+/// What became of earlier attempts at one call.
+#[derive(Default)]
+struct Tried {
+    nodes: SmallVec<[NodeId; 4]>,
+    busy: bool,
+    /// Where it may have run.
+    lost: Option<NodeId>,
+}
+
+impl Tried {
+    fn busy(&mut self, node: NodeId) {
+        self.busy = true;
+        self.nodes.push(node);
+    }
+
+    /// What to say when nobody is left to try.
+    fn why(&self, service: &ServiceName) -> Option<CallError> {
+        let lost = self.lost.map(CallError::Disconnected);
+        lost.or_else(|| self.busy.then(|| CallError::Busy(service.clone())))
+    }
+}
+
+/// Calls in flight to one peer, at most: more wait, or are refused.
+pub(crate) const MAX_IN_FLIGHT: usize = 1 << 16;
+/// Nodes of one peer whose load is remembered after the last caller went.
+const MAX_LOADS: usize = 1 << 14;
+/// Services whose turns are remembered after their last caller went.
+const MAX_TURNS: usize = 1 << 14;
+/// A day: who waits longer for one call is not helped by waiting on.
+const FOR_EVER: Duration = Duration::from_secs(86_400);
+/// Between tries when all are busy.
+const FIRST_PAUSE: Duration = Duration::from_millis(5);
+const LONGEST_PAUSE: Duration = Duration::from_millis(100);

@@ -1,0 +1,414 @@
+//! What this peer's nodes offer: calls that came over links, run by handlers, a few at a time.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fmt;
+use std::panic::AssertUnwindSafe;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use hdrhistogram::Histogram;
+use tokio::runtime::Handle;
+use tokio::sync::Notify;
+use tokio::task::AbortHandle;
+
+use crate::mesh::{Codec, Failure, NodeId, PeerId, ServiceName, ServiceStats};
+use crate::net::{Link, Refused, Room};
+use crate::wire::frame::{self, Answer, Call, Outcome, STATS, THE_PEER};
+use crate::wire::message::encode;
+
+/// A request that a service is to answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Request {
+    /// The node that asks.
+    pub from: NodeId,
+    /// The service that is asked.
+    pub service: ServiceName,
+    /// How the payload is encoded.
+    pub codec: Codec,
+    /// What is asked.
+    pub payload: Bytes,
+}
+
+/// How much a service takes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ServeOptions {
+    /// Calls that run at a time. More use more of the machine at once; with one, calls are served one after the other.
+    pub concurrency: usize,
+    /// Calls that wait for their turn. Beyond, callers are told that the service is busy, and try another node.
+    pub waiting: usize,
+    /// Bytes of the requests that wait, together.
+    pub waiting_bytes: usize,
+}
+
+impl Default for ServeOptions {
+    fn default() -> Self {
+        Self { concurrency: 64, waiting: 1024, waiting_bytes: 64 << 20 }
+    }
+}
+
+/// What answers the calls of one service.
+pub(crate) type Handler =
+    Arc<dyn Fn(Request) -> BoxFuture<'static, Result<(Codec, Bytes), Failure>> + Send + Sync + 'static>;
+
+/// The services of this peer's nodes.
+#[derive(Debug, Default)]
+pub(crate) struct Services {
+    offers: RwLock<HashMap<(u32, ServiceName), Offer>>,
+    draining: AtomicBool,
+}
+
+/// How a service is used.
+#[derive(Clone, Debug)]
+enum Offer {
+    Calls(Arc<Server>),
+    /// Over channels only: whoever calls it is told so.
+    Channels,
+}
+
+/// One service of one node.
+pub(crate) struct Server {
+    node: u32,
+    service: ServiceName,
+    handler: Handler,
+    options: ServeOptions,
+    state: Mutex<State>,
+    /// Told when nothing runs and nothing waits.
+    idle: Notify,
+}
+
+struct State {
+    running: usize,
+    waiting: BTreeMap<u64, Incoming>,
+    waiting_bytes: usize,
+    next_ticket: u64,
+    /// It takes nothing more.
+    closed: bool,
+    counts: ServiceStats,
+    latency: Histogram<u32>,
+}
+
+/// A call that is to be answered.
+struct Incoming {
+    call: Call,
+    peer: PeerId,
+    link: Link,
+    works: Arc<Works>,
+    arrived: Instant,
+}
+
+/// The calls of one data stream that are not answered yet.
+#[derive(Debug, Default)]
+struct Works(Mutex<HashMap<u64, Work>>);
+
+#[derive(Debug)]
+enum Work {
+    Runs(AbortHandle),
+    Waits(Arc<Server>, u64),
+}
+
+/// What reads the calls that one data stream brings. When the stream ends, so do they: nobody waits for them.
+pub(crate) struct Callers {
+    services: Arc<Services>,
+    peer: PeerId,
+    works: Arc<Works>,
+}
+
+impl Services {
+    /// Calls of the service go to the handler from now on.
+    pub(crate) fn insert(
+        &self,
+        node: u32,
+        service: ServiceName,
+        options: ServeOptions,
+        handler: Handler,
+    ) -> Arc<Server> {
+        let server = Arc::new(Server::new(node, service.clone(), options, handler));
+        self.offers_mut().insert((node, service), Offer::Calls(Arc::clone(&server)));
+        server
+    }
+
+    /// The service is used over channels.
+    pub(crate) fn insert_channels(&self, node: u32, service: ServiceName) {
+        self.offers_mut().insert((node, service), Offer::Channels);
+    }
+
+    /// Whether the node offers the service for calls.
+    pub(crate) fn is_called(&self, node: u32, service: &ServiceName) -> bool {
+        matches!(self.offer(node, service), Some(Offer::Calls(_)))
+    }
+
+    /// Calls of the service find nobody from now on. What runs and waits goes on.
+    pub(crate) fn remove(&self, node: u32, service: &ServiceName) {
+        let removed = self.offers_mut().remove(&(node, service.clone()));
+        if let Some(Offer::Calls(server)) = removed {
+            server.state().closed = true;
+        }
+    }
+
+    /// New calls are turned away from now on: the peer is about to leave.
+    pub(crate) fn drain(&self) {
+        self.draining.store(true, Ordering::Relaxed);
+    }
+
+    /// Waits until nothing runs and nothing waits.
+    pub(crate) async fn drained(&self) {
+        let servers: Vec<Arc<Server>> = self.servers();
+        for server in servers {
+            server.drained().await;
+        }
+    }
+
+    /// Counts of all services, by node and name.
+    pub(crate) fn stats(&self) -> Vec<ServiceStats> {
+        let mut stats: Vec<ServiceStats> = self.servers().iter().map(|server| server.stats()).collect();
+        stats.sort_unstable_by(|a, b| (&a.service, a.node).cmp(&(&b.service, b.node)));
+        stats
+    }
+
+    fn servers(&self) -> Vec<Arc<Server>> {
+        let offers = self.offers.read().unwrap_or_else(PoisonError::into_inner);
+        let called = |offer: &Offer| if let Offer::Calls(server) = offer { Some(Arc::clone(server)) } else { None };
+        offers.values().filter_map(called).collect()
+    }
+
+    fn offer(&self, node: u32, service: &ServiceName) -> Option<Offer> {
+        self.offers.read().unwrap_or_else(PoisonError::into_inner).get(&(node, service.clone())).cloned()
+    }
+
+    fn offers_mut(&self) -> std::sync::RwLockWriteGuard<'_, HashMap<(u32, ServiceName), Offer>> {
+        self.offers.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Server {
+    fn new(node: u32, service: ServiceName, options: ServeOptions, handler: Handler) -> Self {
+        let options = ServeOptions { concurrency: options.concurrency.max(1), ..options };
+        let state = State {
+            running: 0,
+            waiting: BTreeMap::new(),
+            waiting_bytes: 0,
+            next_ticket: 0,
+            closed: false,
+            counts: ServiceStats::new(node, service.clone()),
+            latency: Histogram::new(1).unwrap_or_else(|error| unreachable!("one digit is enough for anybody: {error}")),
+        };
+        Self { node, service, handler, options, state: Mutex::new(state), idle: Notify::new() }
+    }
+
+    /// What it has done so far.
+    pub(crate) fn stats(&self) -> ServiceStats {
+        let state = self.state();
+        let quantile = |q| (!state.latency.is_empty()).then(|| state.latency.value_at_quantile(q));
+        ServiceStats {
+            running: state.running,
+            waiting: state.waiting.len(),
+            p50_us: quantile(0.5),
+            p99_us: quantile(0.99),
+            ..state.counts.clone()
+        }
+    }
+
+    /// Waits until nothing runs and nothing waits.
+    pub(crate) async fn drained(&self) {
+        loop {
+            let idle = self.idle.notified();
+            {
+                let state = self.state();
+                if state.running == 0 && state.waiting.is_empty() {
+                    return;
+                }
+            }
+            idle.await;
+        }
+    }
+
+    /// Runs the call, lets it wait, or turns it away.
+    fn take(self: &Arc<Self>, incoming: Incoming) {
+        let mut state = self.state();
+        if state.running < self.options.concurrency {
+            state.running += 1;
+            drop(state);
+            return self.start(incoming);
+        }
+        let bytes = state.waiting_bytes + incoming.call.payload.len();
+        if state.waiting.len() >= self.options.waiting
+            || (bytes > self.options.waiting_bytes && state.waiting_bytes > 0)
+        {
+            state.counts.busy += 1;
+            drop(state);
+            return answer_at_once(&incoming.link, incoming.call.call, Outcome::Busy);
+        }
+        let ticket = state.next_ticket;
+        state.next_ticket += 1;
+        state.waiting_bytes = bytes;
+        incoming.works.lock().insert(incoming.call.call, Work::Waits(Arc::clone(self), ticket));
+        state.waiting.insert(ticket, incoming);
+    }
+
+    fn start(self: &Arc<Self>, incoming: Incoming) {
+        let (works, call) = (Arc::clone(&incoming.works), incoming.call.call);
+        // Held until it is noted: the task may be done before.
+        let mut noted = works.lock();
+        let task = tokio::spawn(run(Arc::clone(self), incoming));
+        noted.insert(call, Work::Runs(task.abort_handle()));
+    }
+
+    /// A call does not wait any more.
+    fn give_up(&self, ticket: u64) {
+        let mut state = self.state();
+        if let Some(incoming) = state.waiting.remove(&ticket) {
+            state.waiting_bytes -= incoming.call.payload.len();
+        }
+    }
+
+    /// A call has ended, one way or another: the next has its turn.
+    fn next(self: &Arc<Self>) {
+        let mut state = self.state();
+        // Without a runtime, everything ends.
+        if Handle::try_current().is_ok()
+            && let Some((_, incoming)) = state.waiting.pop_first()
+        {
+            state.waiting_bytes -= incoming.call.payload.len();
+            drop(state);
+            return self.start(incoming);
+        }
+        state.running -= 1;
+        if state.running == 0 {
+            drop(state);
+            self.idle.notify_waiters();
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl fmt::Debug for Server {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Server").field("node", &self.node).field("service", &self.service).finish_non_exhaustive()
+    }
+}
+
+/// One of as many calls as may run. Given on when the call ends, is cancelled or panics.
+struct Turn(Arc<Server>);
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        self.0.next();
+    }
+}
+
+async fn run(server: Arc<Server>, incoming: Incoming) {
+    let turn = Turn(Arc::clone(&server));
+    let Incoming { call, peer, link, works, arrived } = incoming;
+    let Call { call, from, codec, service, payload, .. } = call;
+    let request = Request { from: NodeId { peer, index: from }, service, codec, payload };
+    let handled = AssertUnwindSafe(async { (server.handler)(request).await }).catch_unwind().await;
+    let result = handled.unwrap_or_else(|panic| Err(Failure::panicked(&*panic)));
+    works.lock().remove(&call);
+    let failed = result.is_err();
+    answer(&link, call, result).await;
+    {
+        let mut state = server.state();
+        state.counts.calls += 1;
+        state.counts.errors += u64::from(failed);
+        let took = u64::try_from(arrived.elapsed().as_micros()).unwrap_or(u64::MAX);
+        state.latency.saturating_record(took.clamp(1, LONGEST_US));
+    }
+    drop(turn);
+}
+
+async fn answer(link: &Link, call: u64, result: Result<(Codec, Bytes), Failure>) {
+    let (outcome, codec, payload) = match result {
+        Ok((codec, payload)) => (Outcome::Done, codec, payload),
+        Err(failure) => (Outcome::Failed, Codec::Cbor, encode(&failure)),
+    };
+    let answer = Answer { call, outcome, codec, payload };
+    let pushed = link.push_when_room(|out| frame::put_answer(out, &answer), &answer.payload).await;
+    if pushed == Err(Refused::TooLarge) {
+        let text = format!("a reply of {} bytes is more than the caller takes", answer.payload.len());
+        let payload = encode(&Failure::new(Failure::BAD_REPLY, text));
+        let answer = Answer { call, outcome: Outcome::Failed, codec: Codec::Cbor, payload };
+        // A link that is closed has nobody at its other end who waits.
+        let _ = link.push_when_room(|out| frame::put_answer(out, &answer), &answer.payload).await;
+    }
+}
+
+/// Answers what did not run. Does not wait: who reads nothing hears nothing.
+fn answer_at_once(link: &Link, call: u64, outcome: Outcome) {
+    let answer = Answer { call, outcome, codec: Codec::Bytes, payload: Bytes::new() };
+    let _ = link.push(|out| frame::put_answer(out, &answer), &answer.payload, Room::Always);
+}
+
+impl Callers {
+    pub(super) fn new(services: Arc<Services>, peer: PeerId) -> Self {
+        Self { services, peer, works: Arc::default() }
+    }
+
+    pub(super) fn call(&self, call: Call, link: &Link) {
+        if call.node == THE_PEER {
+            return self.call_peer(&call, link);
+        }
+        match self.services.offer(call.node, &call.service) {
+            None => answer_at_once(link, call.call, Outcome::NotOffered),
+            Some(Offer::Channels) => answer_at_once(link, call.call, Outcome::NotCalled),
+            Some(Offer::Calls(_)) if self.services.draining.load(Ordering::Relaxed) => {
+                answer_at_once(link, call.call, Outcome::Busy);
+            }
+            Some(Offer::Calls(server)) => server.take(Incoming {
+                call,
+                peer: self.peer,
+                link: link.clone(),
+                works: Arc::clone(&self.works),
+                arrived: now(),
+            }),
+        }
+    }
+
+    /// Answers what is asked of the peer itself.
+    fn call_peer(&self, call: &Call, link: &Link) {
+        if call.service.as_str() != STATS {
+            return answer_at_once(link, call.call, Outcome::NotOffered);
+        }
+        let payload = encode(&self.services.stats());
+        let answer = Answer { call: call.call, outcome: Outcome::Done, codec: Codec::Cbor, payload };
+        if link.push(|out| frame::put_answer(out, &answer), &answer.payload, Room::Limited).is_err() {
+            answer_at_once(link, call.call, Outcome::Busy);
+        }
+    }
+
+    pub(super) fn cancel(&self, call: u64) {
+        let work = self.works.lock().remove(&call);
+        match work {
+            Some(Work::Runs(task)) => task.abort(),
+            Some(Work::Waits(server, ticket)) => server.give_up(ticket),
+            None => {} // answered already
+        }
+    }
+}
+
+impl Drop for Callers {
+    fn drop(&mut self) {
+        let calls: Vec<u64> = self.works.lock().keys().copied().collect();
+        calls.into_iter().for_each(|call| self.cancel(call));
+    }
+}
+
+impl Works {
+    fn lock(&self) -> MutexGuard<'_, HashMap<u64, Work>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[expect(clippy::disallowed_methods, reason = "how long a call takes is measured where it arrives")]
+fn now() -> Instant {
+    Instant::now()
+}
+
+/// Calls that take longer count as an hour.
+const LONGEST_US: u64 = Duration::from_secs(3600).as_micros() as u64;
