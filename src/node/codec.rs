@@ -6,17 +6,32 @@ use serde::de::DeserializeOwned;
 use serde::de::value::{BytesDeserializer, Error as ValueError, StrDeserializer};
 
 use crate::mesh::{Codec, Message};
-use crate::protocol::pubsub::SendError;
+use crate::protocol::calls::CallReply;
+use crate::protocol::services::Request;
 
 /// A payload is not what the receiver takes it for.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the payload is no such value: {0}")]
 pub struct DecodeError(String);
 
-pub(super) fn to_cbor<T: Serialize + ?Sized>(value: &T) -> Result<Bytes, SendError> {
+/// A value in CBOR, or why it has none.
+pub(super) fn to_cbor<T: Serialize + ?Sized>(value: &T) -> Result<Bytes, String> {
     let mut bytes = Vec::new();
-    ciborium::into_writer(value, &mut bytes).map_err(|error| SendError::Encode(error.to_string()))?;
+    ciborium::into_writer(value, &mut bytes).map_err(|error| error.to_string())?;
     Ok(bytes.into())
+}
+
+/// A payload as a value of that type: CBOR and JSON by their structure, text as a string, bytes as bytes.
+pub(super) fn decode<T: DeserializeOwned>(codec: Codec, payload: &[u8]) -> Result<T, DecodeError> {
+    match codec {
+        Codec::Cbor => ciborium::from_reader(payload).map_err(bad),
+        Codec::Json => serde_json::from_slice(payload).map_err(bad),
+        Codec::Text => {
+            let text = std::str::from_utf8(payload).map_err(bad)?;
+            T::deserialize(StrDeserializer::<ValueError>::new(text)).map_err(bad)
+        }
+        Codec::Bytes => T::deserialize(BytesDeserializer::<ValueError>::new(payload)).map_err(bad),
+    }
 }
 
 impl Message {
@@ -25,15 +40,7 @@ impl Message {
     /// # Errors
     /// The content is no such value.
     pub fn decode<T: DeserializeOwned>(&self) -> Result<T, DecodeError> {
-        match self.codec {
-            Codec::Cbor => ciborium::from_reader(&self.payload[..]).map_err(bad),
-            Codec::Json => serde_json::from_slice(&self.payload).map_err(bad),
-            Codec::Text => {
-                let text = std::str::from_utf8(&self.payload).map_err(bad)?;
-                T::deserialize(StrDeserializer::<ValueError>::new(text)).map_err(bad)
-            }
-            Codec::Bytes => T::deserialize(BytesDeserializer::<ValueError>::new(&self.payload)).map_err(bad),
-        }
+        decode(self.codec, &self.payload)
     }
 
     /// The content as text, if it is text or JSON.
@@ -43,6 +50,26 @@ impl Message {
             Codec::Text | Codec::Json => std::str::from_utf8(&self.payload).ok(),
             Codec::Bytes | Codec::Cbor => None,
         }
+    }
+}
+
+impl Request {
+    /// What is asked, as a value of that type.
+    ///
+    /// # Errors
+    /// It is no such value.
+    pub fn decode<T: DeserializeOwned>(&self) -> Result<T, DecodeError> {
+        decode(self.codec, &self.payload)
+    }
+}
+
+impl CallReply {
+    /// The reply as a value of that type.
+    ///
+    /// # Errors
+    /// It is no such value.
+    pub fn decode<T: DeserializeOwned>(&self) -> Result<T, DecodeError> {
+        decode(self.codec, &self.payload)
     }
 }
 

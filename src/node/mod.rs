@@ -14,24 +14,29 @@ mod builder;
 mod codec;
 mod events;
 mod publisher;
+mod service;
 mod subscription;
 
 pub use self::builder::{Builder, StartError};
 pub use self::codec::DecodeError;
 pub use self::events::Events;
 pub use self::publisher::Publisher;
+pub use self::service::{Replies, Service, Serving};
 pub use self::subscription::{Subscription, WhileListened};
+pub use crate::protocol::calls::{CallError, CallOptions, CallReply, Callee};
 pub use crate::protocol::pubsub::{SendError, SendOptions};
+pub use crate::protocol::services::{Request, ServeOptions};
 pub use crate::protocol::subscription::{ListenOptions, Overflow};
 
 use crate::keys::Ticket;
 use crate::mesh::engine::LimitError;
 use crate::mesh::{
-    BadName, Codec, Identity, KeyInfo, MeshName, NodeId, NodeInfo, NodeName, PeerId, PeerInfo, SendReport, Status,
-    Topic, TopicFilter, TopicInfo,
+    BadName, Codec, Identity, KeyInfo, MeshName, NodeId, NodeInfo, NodeName, PeerId, PeerInfo, SendReport, ServiceName,
+    Status, Topic, TopicFilter, TopicInfo,
 };
 use crate::net::{Closed, KeepAlive, NetHandle, RotationError};
 use crate::protocol::Protocols;
+use crate::protocol::calls::Caller;
 use crate::protocol::pubsub::Outlet;
 use crate::protocol::subscription::Inbox;
 
@@ -54,6 +59,7 @@ struct Inner {
     name: NodeName,
     host: Arc<Host>,
     outlets: Mutex<HashMap<Topic, Arc<Outlet>>>,
+    callers: Mutex<HashMap<ServiceName, Arc<Caller>>>,
     _alive: KeepAlive,
 }
 
@@ -68,7 +74,7 @@ struct Host {
     event_loop: Mutex<Option<JoinHandle<()>>>,
 }
 
-/// Why a node does not listen, or is not hosted.
+/// Why a node does not listen or serve, or is not hosted.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ListenError {
@@ -135,7 +141,14 @@ impl Node {
 
     async fn host(host: Arc<Host>, name: NodeName) -> Result<Self, ListenError> {
         let (id, alive) = host.net.add_node(name.clone()).await??;
-        Ok(Self(Arc::new(Inner { id, name, host, outlets: Mutex::default(), _alive: alive })))
+        Ok(Self(Arc::new(Inner {
+            id,
+            name,
+            host,
+            outlets: Mutex::default(),
+            callers: Mutex::default(),
+            _alive: alive,
+        })))
     }
 
     // Sending.
@@ -151,7 +164,7 @@ impl Node {
     /// # Cancel safety
     /// Dropped while it waits, the message stays sent to those who had room, and goes to nobody else.
     pub async fn send<T: Serialize + ?Sized>(&self, topic: &str, value: &T) -> Result<SendReport, SendError> {
-        let payload = codec::to_cbor(value)?;
+        let payload = codec::to_cbor(value).map_err(SendError::Encode)?;
         self.publish(topic, Codec::Cbor, payload, &SendOptions::default()).await
     }
 

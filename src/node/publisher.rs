@@ -34,7 +34,7 @@ impl Publisher {
     /// # Errors
     /// The value cannot be encoded or is too large.
     pub async fn send<T: Serialize + ?Sized>(&self, value: &T) -> Result<SendReport, SendError> {
-        self.publish(Codec::Cbor, codec::to_cbor(value)?, &SendOptions::default()).await
+        self.publish(Codec::Cbor, codec::to_cbor(value).map_err(SendError::Encode)?, &SendOptions::default()).await
     }
 
     /// Sends bytes as they are: see [`Node::send`].

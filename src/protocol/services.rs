@@ -1,5 +1,6 @@
 //! What this peer's nodes offer: calls that came over links, run by handlers, a few at a time.
 
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::panic::AssertUnwindSafe;
@@ -118,27 +119,21 @@ pub(crate) struct Callers {
 }
 
 impl Services {
-    /// Calls of the service go to the handler from now on.
+    /// Calls of the service go to the handler from now on. `None`: the node offers it already.
     pub(crate) fn insert(
         &self,
         node: u32,
         service: ServiceName,
         options: ServeOptions,
         handler: Handler,
-    ) -> Arc<Server> {
+    ) -> Option<Arc<Server>> {
         let server = Arc::new(Server::new(node, service.clone(), options, handler));
-        self.offers_mut().insert((node, service), Offer::Calls(Arc::clone(&server)));
-        server
+        self.offer_new(node, service, Offer::Calls(Arc::clone(&server))).then_some(server)
     }
 
-    /// The service is used over channels.
-    pub(crate) fn insert_channels(&self, node: u32, service: ServiceName) {
-        self.offers_mut().insert((node, service), Offer::Channels);
-    }
-
-    /// Whether the node offers the service for calls.
-    pub(crate) fn is_called(&self, node: u32, service: &ServiceName) -> bool {
-        matches!(self.offer(node, service), Some(Offer::Calls(_)))
+    /// The service is used over channels. False: the node offers it already.
+    pub(crate) fn insert_channels(&self, node: u32, service: ServiceName) -> bool {
+        self.offer_new(node, service, Offer::Channels)
     }
 
     /// Calls of the service find nobody from now on. What runs and waits goes on.
@@ -177,6 +172,16 @@ impl Services {
 
     fn offer(&self, node: u32, service: &ServiceName) -> Option<Offer> {
         self.offers.read().unwrap_or_else(PoisonError::into_inner).get(&(node, service.clone())).cloned()
+    }
+
+    fn offer_new(&self, node: u32, service: ServiceName, offer: Offer) -> bool {
+        match self.offers_mut().entry((node, service)) {
+            Entry::Vacant(place) => {
+                place.insert(offer);
+                true
+            }
+            Entry::Occupied(_) => false,
+        }
     }
 
     fn offers_mut(&self) -> std::sync::RwLockWriteGuard<'_, HashMap<(u32, ServiceName), Offer>> {
