@@ -1,4 +1,4 @@
-//! How fast a link is: 64-byte messages one way and there and back, between two processes over the encrypted connection,
+//! How fast a link is: 64-byte messages one way and there and back, and calls of 64 bytes, one by one and 64 at a time, between two processes over the encrypted connection,
 //! beside a bare libp2p stream (TCP, Noise, yamux) in the same run. Run by `scripts/bench.sh`; prints a table.
 //!
 //! Both halves work in tasks of the runtime, as programs do. Messages are counted where they arrive. Rounds are interleaved, medians are shown: one machine's numbers vary, their
@@ -20,7 +20,7 @@ use libp2p::core::upgrade::Version;
 use libp2p::core::{Endpoint, Transport};
 use libp2p::identity::Keypair;
 use libp2p::{Multiaddr, PeerId, noise, tcp, yamux};
-use meshd::{ListenOptions, NetworkKey, Node, Overflow};
+use meshd::{Codec, ListenOptions, NetworkKey, Node, Overflow, Request, ServeOptions};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, BufReader, BufWriter};
 use tokio::task::block_in_place;
 use tokio_util::compat::FuturesAsyncReadCompatExt;
@@ -30,6 +30,8 @@ type Outcome<T> = Result<T, Box<dyn Error + Send + Sync>>;
 const SIZE: usize = 64;
 const ONE_WAY: u64 = 2_000_000;
 const ROUND_TRIPS: usize = 20_000;
+const IN_FLIGHT: usize = 64;
+const CALLS: usize = 400_000;
 const ROUNDS: usize = 3;
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -46,18 +48,20 @@ async fn main() -> Outcome<()> {
 }
 
 async fn measure() -> Outcome<()> {
-    let mut rows: [Vec<f64>; 5] = Default::default();
+    let mut rows: [Vec<f64>; 7] = Default::default();
     for round in 1..=ROUNDS {
         eprintln!("round {round} of {ROUNDS}");
-        let (rate, trip) = tokio::spawn(mesh(false)).await??;
-        rows[0].push(rate);
-        rows[2].push(trip);
-        rows[4].push(tokio::spawn(mesh(true)).await??.0);
+        let alone = tokio::spawn(mesh(false)).await??;
+        rows[0].push(alone.rate);
+        rows[2].push(alone.trip);
+        rows[5].push(alone.call);
+        rows[6].push(alone.calls);
+        rows[4].push(tokio::spawn(mesh(true)).await??.rate);
         let (rate, trip) = tokio::spawn(bare()).await??;
         rows[1].push(rate);
         rows[3].push(trip);
     }
-    let [rate, bare_rate, trip, bare_trip, beside_slow] = rows.map(|mut row| {
+    let [rate, bare_rate, trip, bare_trip, beside_slow, call, calls] = rows.map(|mut row| {
         row.sort_by(f64::total_cmp);
         row[row.len() / 2]
     });
@@ -69,6 +73,8 @@ async fn measure() -> Outcome<()> {
         beside_slow / rate
     );
     println!("| round trip p50, us | {trip:.1} | {bare_trip:.1} | {:.2} |", trip / bare_trip);
+    println!("| one call at a time p50, us | {call:.1} | {bare_trip:.1} | {:.2} |", call / bare_trip);
+    println!("| calls/s, {IN_FLIGHT} in flight | {calls:.0} | | |");
     Ok(())
 }
 
@@ -87,7 +93,18 @@ async fn node(name: &str, folder: &Path) -> Outcome<Node> {
     Ok(builder.runtime_dir(folder.join("run")).start().await?)
 }
 
-async fn mesh(beside_slow: bool) -> Outcome<(f64, f64)> {
+/// What one run with meshd gave.
+struct Figures {
+    /// Messages per second, one way.
+    rate: f64,
+    /// p50 of a round trip and of a single call, in microseconds.
+    trip: f64,
+    call: f64,
+    /// Calls per second.
+    calls: f64,
+}
+
+async fn mesh(beside_slow: bool) -> Outcome<Figures> {
     let folder = tempfile::tempdir()?;
     NetworkKey::generate().write_new(folder.path().join("key"))?;
     let path = folder.path().to_str().ok_or("path")?;
@@ -109,6 +126,27 @@ async fn mesh(beside_slow: bool) -> Outcome<(f64, f64)> {
         pong.next().await.ok_or("the mesh ended")?;
         trips.push(began.elapsed());
     }
+    let echo = node.service("echo")?;
+    let mut single = Vec::with_capacity(ROUND_TRIPS);
+    for _ in 0..ROUND_TRIPS {
+        let began = now();
+        echo.call_bytes(Codec::Bytes, payload.clone()).await?;
+        single.push(began.elapsed());
+    }
+    let began = now();
+    let callers = (0..IN_FLIGHT).map(|_| {
+        let (echo, payload) = (echo.clone(), payload.clone());
+        tokio::spawn(async move {
+            for _ in 0..CALLS / IN_FLIGHT {
+                echo.call_bytes(Codec::Bytes, payload.clone()).await?;
+            }
+            Outcome::Ok(())
+        })
+    });
+    for caller in callers.collect::<Vec<_>>() {
+        caller.await??;
+    }
+    let calls = CALLS as f64 / began.elapsed().as_secs_f64();
     for _ in 0..ONE_WAY {
         let report = flood.send_bytes(payload.clone()).await?;
         if report.sent != receivers {
@@ -117,7 +155,7 @@ async fn mesh(beside_slow: bool) -> Outcome<(f64, f64)> {
     }
     let rate = block_in_place(&mut line)?.parse()?;
     block_in_place(|| child.wait())?;
-    Ok((rate, p50(trips)))
+    Ok(Figures { rate, trip: p50(trips), call: p50(single), calls })
 }
 
 async fn mesh_receiver(folder: PathBuf, beside_slow: bool) -> Outcome<()> {
@@ -126,6 +164,8 @@ async fn mesh_receiver(folder: PathBuf, beside_slow: bool) -> Outcome<()> {
     let mut flood = node.listen_with("flood", options).await?;
     let mut ping = node.listen("ping").await?;
     let pong = node.publisher("pong")?;
+    let answer = |request: Request| async move { Ok((request.codec, request.payload)) };
+    let _echo = node.serve_requests("echo", ServeOptions::default(), answer).await?;
     if beside_slow {
         let mut slow = node.sibling("slow").await?.listen("flood").await?;
         tokio::spawn(async move {
