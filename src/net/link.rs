@@ -6,11 +6,14 @@
 //! comes twice and nothing out of order, across reconnects too.
 
 use std::collections::{HashMap, HashSet, VecDeque};
+use std::fmt;
+use std::future::poll_fn;
 use std::io;
-use std::pin::pin;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::pin::{Pin, pin};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::task::{Context, Poll, Waker, ready};
+use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use smallvec::SmallVec;
@@ -27,7 +30,6 @@ use crate::wire::{TooLong, split_block};
 #[derive(Clone, Debug)]
 pub(crate) struct Link(Arc<Shared>);
 
-#[derive(Debug)]
 struct Shared {
     epoch: u64,
     limits: LinkLimits,
@@ -38,10 +40,21 @@ struct Shared {
     /// All that was queued is written and flushed.
     idle: AtomicBool,
     queue: Mutex<Queue>,
+    /// The stream, once it is open, and what is being written to it.
+    writing: Mutex<Option<Writing>>,
+    began: Instant,
+    /// When frames last came to an empty queue, in microseconds since then.
+    last_wake: AtomicU64,
     /// The writer waits here for frames.
     filled: Notify,
     /// Senders wait here for room.
     drained: Notify,
+}
+
+impl fmt::Debug for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Link").field("epoch", &self.epoch).finish_non_exhaustive()
+    }
 }
 
 /// How much may wait for one peer. When full, `send` waits: a slow peer slows its own senders only.
@@ -70,6 +83,39 @@ struct Queue {
     last_from: Option<u32>,
     paused: HashSet<(u32, Topic)>,
     closed: bool,
+}
+
+/// What was taken from the queue, on its way into the stream.
+struct Writing {
+    stream: Pin<Box<dyn AsyncWrite + Send>>,
+    segments: VecDeque<Segment>,
+    /// Bytes of the first segment that are written; bytes written that are not given back as room yet.
+    offset: usize,
+    untold: usize,
+    /// Something is written and not flushed.
+    dirty: bool,
+}
+
+impl Writing {
+    /// Whether something of it is not written or not flushed yet.
+    fn is_at_it(&self) -> bool {
+        self.dirty || !self.segments.is_empty()
+    }
+}
+
+/// The stream is open while its writer runs.
+struct Open<'a>(&'a Link);
+
+impl Open<'_> {
+    fn take(&self) -> Option<Writing> {
+        self.0.writing().take()
+    }
+}
+
+impl Drop for Open<'_> {
+    fn drop(&mut self) {
+        self.take();
+    }
 }
 
 /// What is written in one go.
@@ -133,7 +179,22 @@ impl Link {
         let queue = Mutex::new(Queue::default());
         let (filled, drained) = (Notify::new(), Notify::new());
         let (stalled, idle) = (AtomicBool::new(false), AtomicBool::new(true));
-        Self(Arc::new(Shared { epoch, limits, max_message, stalled, idle, queue, filled, drained }))
+        #[expect(clippy::disallowed_methods, reason = "whether a link rests is seen where it is written to")]
+        let began = Instant::now();
+        let (writing, last_wake) = (Mutex::new(None), AtomicU64::new(0));
+        Self(Arc::new(Shared {
+            epoch,
+            limits,
+            max_message,
+            stalled,
+            idle,
+            queue,
+            writing,
+            began,
+            last_wake,
+            filled,
+            drained,
+        }))
     }
 
     /// The number that stands for a topic on this link. Announced at the first call.
@@ -185,7 +246,7 @@ impl Link {
         drop(queue);
         // The writer looks again before it sleeps, so only the first frame has to wake it.
         if idle {
-            self.0.filled.notify_one();
+            self.wake_writer();
         }
         Ok(())
     }
@@ -213,7 +274,7 @@ impl Link {
         queue.join_with(put, payload);
         drop(queue);
         if idle {
-            self.0.filled.notify_one();
+            self.wake_writer();
         }
         Ok(place)
     }
@@ -297,7 +358,7 @@ impl Link {
     /// Writes what is queued until the link is closed. `stream` gives a fresh stream when the first frame is there.
     pub(crate) async fn write<S>(&self, stream: impl Future<Output = io::Result<S>>) -> Result<(), LinkError>
     where
-        S: AsyncRead + AsyncWrite + Unpin,
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         if !self.anything_to_write().await {
             return Ok(());
@@ -305,30 +366,91 @@ impl Link {
         let mut stream = stream.await?;
         let hello = DataHello { protocol: PROTOCOL, epoch: self.0.epoch };
         timeout(HELLO_TIMEOUT, greet(&mut stream, hello)).await.map_err(|_| LinkError::Silent)??;
-        while let Some(segments) = self.filled().await {
-            for segment in segments {
-                // Room is given back as it is made, not when all is written: on a slow path that takes seconds.
-                match segment {
-                    Segment::Joined { joined, frames } => {
-                        stream.write_all(&joined).await?;
-                        self.wrote(frames, joined.len());
-                    }
-                    Segment::Payload(payload) => {
-                        for part in payload.chunks(PART) {
-                            stream.write_all(part).await?;
-                            self.wrote(0, part.len());
-                        }
-                    }
-                }
-            }
-            if self.queue().segments.is_empty() {
-                stream.flush().await?;
-                self.0.idle.store(true, Ordering::Relaxed);
-                self.0.drained.notify_waiters();
+        let stream = Box::pin(stream);
+        *self.writing() = Some(Writing { stream, segments: VecDeque::new(), offset: 0, untold: 0, dirty: false });
+        let open = Open(self);
+        loop {
+            poll_fn(|context| self.pump(context)).await?;
+            if !self.anything_to_write().await {
+                break;
             }
         }
-        stream.shutdown().await?;
+        if let Some(mut last) = open.take() {
+            last.stream.shutdown().await?;
+        }
         Ok(())
+    }
+
+    /// Writes until nothing is queued and all is flushed.
+    fn pump(&self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut *self.writing() {
+            Some(writing) => self.pump_into(writing, context),
+            None => Poll::Ready(Ok(())),
+        }
+    }
+
+    fn pump_into(&self, writing: &mut Writing, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        loop {
+            let Some(segment) = writing.segments.front() else {
+                writing.segments = self.queue().take();
+                if !writing.segments.is_empty() {
+                    self.0.idle.store(false, Ordering::Relaxed);
+                    continue;
+                }
+                if writing.dirty {
+                    ready!(writing.stream.as_mut().poll_flush(context))?;
+                    writing.dirty = false;
+                    continue; // more may have come meanwhile
+                }
+                self.0.idle.store(true, Ordering::Relaxed);
+                self.0.drained.notify_waiters();
+                return Poll::Ready(Ok(()));
+            };
+            let (rest, frames) = match segment {
+                Segment::Joined { joined, frames } => (&joined[writing.offset..], *frames),
+                Segment::Payload(payload) => (&payload[writing.offset..], 0),
+            };
+            if rest.is_empty() {
+                writing.segments.pop_front();
+                writing.offset = 0;
+                self.wrote(frames, std::mem::take(&mut writing.untold));
+                continue;
+            }
+            // Room is given back as it is made, not when all is written: on a slow path that takes seconds.
+            if writing.untold >= PART {
+                self.wrote(0, std::mem::take(&mut writing.untold));
+            }
+            let written = ready!(writing.stream.as_mut().poll_write(context, rest))?;
+            if written == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            writing.offset += written;
+            writing.untold += written;
+            writing.dirty = true;
+        }
+    }
+
+    /// Frames are there. On a link where nothing went for a moment they are written here and now, which spares a change of
+    /// tasks; otherwise by the writer, which joins what comes meanwhile.
+    fn wake_writer(&self) {
+        if self.rests()
+            && let Ok(mut writing) = self.0.writing.try_lock()
+            && let Some(writing) = &mut *writing
+            // Otherwise the writer waits for the stream, which must go on to wake it.
+            && !writing.is_at_it()
+            && let Poll::Ready(Ok(())) = self.pump_into(writing, &mut Context::from_waker(Waker::noop()))
+        {
+            return;
+        }
+        self.0.filled.notify_one(); // the writer goes on where this stopped, and meets what went wrong
+    }
+
+    /// Whether nothing went for a moment, and notes that something does now.
+    fn rests(&self) -> bool {
+        #[expect(clippy::disallowed_methods, reason = "whether a link rests is seen where it is written to")]
+        let now = self.0.began.elapsed().as_micros() as u64;
+        let last = self.0.last_wake.swap(now, Ordering::Relaxed);
+        now.saturating_sub(last) > RESTS_AFTER_US
     }
 
     /// Waits for frames. `false` when the link is closed.
@@ -340,16 +462,15 @@ impl Link {
                     return !queue.closed;
                 }
             }
+            if self.writing().as_ref().is_some_and(Writing::is_at_it) {
+                return true;
+            }
             self.0.filled.notified().await;
         }
     }
 
-    /// Waits for frames and takes them all; `None` when the link is closed. What is taken stays counted until written.
-    async fn filled(&self) -> Option<VecDeque<Segment>> {
-        self.anything_to_write().await.then(|| {
-            self.0.idle.store(false, Ordering::Relaxed);
-            self.queue().take()
-        })
+    fn writing(&self) -> MutexGuard<'_, Option<Writing>> {
+        self.0.writing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn wrote(&self, frames: usize, bytes: usize) {
@@ -591,6 +712,8 @@ async fn read_hello<S: AsyncRead + Unpin>(stream: &mut S, received: &mut BytesMu
 /// Payloads up to this size are copied behind their header; larger ones are written from where they are. The copy costs
 /// less than a write of its own.
 const JOIN_UP_TO: usize = 8 << 10;
+/// A link to which nothing was queued for so long rests. In a flood, frames come far closer, and joining them is worth more.
+const RESTS_AFTER_US: u64 = 30;
 /// Bytes of a large payload after which room is given back.
 const PART: usize = 256 << 10;
 /// Bytes after which a joined buffer is closed: what one write gives the stream.
