@@ -40,6 +40,7 @@
 //! |---|---|
 //! | start and stop, look around, rotate keys | [`Node`], [`Builder`], [`Status`], [`Events`] |
 //! | send | [`Node::send`], [`Publisher`], [`SendOptions`], [`Target`], [`SendReport`] |
+//! | choose who gets it | [`Policy`], [`GroupBy`], [`Balance`], [`Builder::balance_topics`], [`Publisher::with_policy`] |
 //! | receive | [`Node::listen`], [`Subscription`], [`Message`], [`ListenOptions`], [`Overflow`] |
 //! | keep meshes apart | [`NetworkKey`], [`Ticket`], [`Identity`] |
 //!
@@ -60,9 +61,10 @@ mod wire;
 pub use keys::{BadKey, IdentityKey, KeyError, NetworkKey, Ticket, TicketError};
 pub use mesh::engine::LimitError;
 pub use mesh::{
-    BadId, BadName, Codec, Counts, DiscoveryInfo, DownReason, DropReason, Event, ForeignInfo, Identity, KeyInfo,
-    LinkKind, MAX_MESH_NAME, MAX_NAME, MAX_NAMES_PER_NODE, MAX_NODES_PER_PEER, MAX_RECORD, MeshName, Message, NodeId,
-    NodeInfo, NodeName, PeerId, PeerInfo, SendReport, ServiceName, Status, Target, Topic, TopicFilter, TopicInfo, What,
+    BadId, BadName, Balance, BalanceRule, Candidate, Codec, Counts, DiscoveryInfo, DownReason, DropReason, Event,
+    ForeignInfo, GroupBy, Identity, KeyInfo, LinkKind, MAX_MESH_NAME, MAX_NAME, MAX_NAMES_PER_NODE, MAX_NODES_PER_PEER,
+    MAX_RECORD, MeshName, Message, NodeId, NodeInfo, NodeName, PeerId, PeerInfo, Policy, SendReport, ServiceName,
+    Status, Target, Topic, TopicFilter, TopicInfo, What,
 };
 pub use net::{Closed, NetError, RotateRefused, RotationError};
 pub use node::{

@@ -207,6 +207,11 @@ impl Link {
         self.0.drained.notify_waiters();
     }
 
+    /// Frames queued or being written.
+    pub(crate) fn queued(&self) -> usize {
+        self.queue().frames
+    }
+
     /// Waits until all that was queued is written, or the link is down.
     pub(crate) async fn flushed(&self) {
         loop {
