@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::mesh::NodeName;
+use crate::mesh::{BalanceRule, NodeName};
 
 pub use home::Home;
 pub use layers::{Layers, Loaded, Setting, Source};
@@ -44,6 +44,9 @@ pub struct Config {
     pub limits: LimitsConfig,
     /// How long things may take.
     pub times: TimesConfig,
+    /// Who gets the messages of a topic and the calls of a service, where it is not to be the default. Only what this peer
+    /// sends goes by it.
+    pub balance: Vec<BalanceRule>,
 }
 
 /// Ways of finding peers. Each one more finds peers that the others miss, and costs little.
@@ -119,6 +122,7 @@ impl Default for Config {
             discovery: DiscoveryConfig::default(),
             limits: LimitsConfig::default(),
             times: TimesConfig::default(),
+            balance: Vec::new(),
         }
     }
 }
@@ -266,6 +270,13 @@ mod tests {
             ("[times]\nsend_timeout = 3", "300ms"),
             ("listen = [\"nonsense\"]", "host:port"),
             ("discovery = 3", "invalid type"),
+            ("[[balance]]\ntopic = \"a\"", "config.toml:1: missing field `policy`"),
+            ("[[balance]]\npolicy = \"hash\"", "config.toml:1: a rule is for a topic or a service: add topic"),
+            ("\n[[balance]]\ntopic = \"a\"\nservice = \"b\"\npolicy = \"hash\"", "config.toml:2: a rule is for"),
+            ("[[balance]]\nservice = \"a\"\npolicy = \"hash\"\ngroup_by = \"host\"", "config.toml:1: group_by is for"),
+            ("[[balance]]\ntopic = \"a\"\npolicy = \"fair\"", "config.toml:3: unknown variant `fair`, expected"),
+            ("[[balance]]\ntopic = \"a\"\npolicy = \"fair\"", "`least_loaded`"),
+            ("[[balance]]\ntopic = \"a/\"\npolicy = \"hash\"", "config.toml:2: a filter has no empty parts"),
             ("listen = [", "array"),
         ] {
             fs::write(&path, text).unwrap();

@@ -40,6 +40,7 @@
 //! |---|---|
 //! | start and stop, look around, rotate keys | [`Node`], [`Builder`], [`Status`], [`Events`] |
 //! | send | [`Node::send`], [`Publisher`], [`SendOptions`], [`Target`], [`SendReport`] |
+//! | choose who gets it | [`Policy`], [`GroupBy`], [`Balance`], [`Builder::balance_topics`], [`Publisher::with_policy`] |
 //! | receive | [`Node::listen`], [`Subscription`], [`Message`], [`ListenOptions`], [`Overflow`] |
 //! | offer and call services | [`Node::serve`], [`Serving`], [`Node::call`], [`Service`], [`CallError`], [`Failure`] |
 //! | keep meshes apart | [`NetworkKey`], [`Ticket`], [`Identity`] |
@@ -61,10 +62,11 @@ mod wire;
 pub use keys::{BadKey, IdentityKey, KeyError, NetworkKey, Ticket, TicketError};
 pub use mesh::engine::LimitError;
 pub use mesh::{
-    BadId, BadName, Codec, Counts, DiscoveryInfo, DownReason, DropReason, Event, Failure, ForeignInfo, Identity,
-    KeyInfo, LinkKind, MAX_MESH_NAME, MAX_NAME, MAX_NAMES_PER_NODE, MAX_NODES_PER_PEER, MAX_RECORD, MeshName, Message,
-    NodeId, NodeInfo, NodeName, PeerId, PeerInfo, Policy, RemoteFailure, SendReport, ServiceInfo, ServiceName,
-    ServiceStats, Status, Target, Topic, TopicFilter, TopicInfo, What,
+    BadId, BadName, Balance, BalanceRule, Candidate, Codec, Counts, DiscoveryInfo, DownReason, DropReason, Event,
+    Failure, ForeignInfo, GroupBy, Identity, KeyInfo, LinkKind, MAX_MESH_NAME, MAX_NAME, MAX_NAMES_PER_NODE,
+    MAX_NODES_PER_PEER, MAX_RECORD, MeshName, Message, NodeId, NodeInfo, NodeName, PeerId, PeerInfo, Policy,
+    RemoteFailure, SendReport, ServiceInfo, ServiceName, ServiceStats, Status, Target, Topic, TopicFilter, TopicInfo,
+    What,
 };
 pub use net::{Closed, NetError, RotateRefused, RotationError};
 pub use node::{

@@ -1,12 +1,12 @@
 //! How settings come about: default, file, ticket, environment, argument. Later ones win, and the source of each is kept.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use toml::{Table, Value};
 
 use super::{Config, ConfigError, Home, read_optional};
-use crate::mesh::{MeshName, NodeName};
+use crate::mesh::{BalanceRule, GroupBy, MeshName, NodeName, Policy, ServiceName, TopicFilter};
 
 /// What was said besides the file. Kept, so that settings can be loaded again.
 #[derive(Clone, Debug, Default)]
@@ -156,6 +156,12 @@ fn unknown_key(document: &toml::de::DeTable<'_>) -> Option<(String, usize)> {
                 let strange = inner.keys().filter(|key| !section.contains_key(key.get_ref().as_ref()));
                 unknown.extend(strange.map(|key| (format!("{name}.{}", key.get_ref()), key.span().start)));
             }
+            (Some(known @ Value::Array(_)), toml::de::DeValue::Array(tables)) if !keys_of_tables(known).is_empty() => {
+                let known = keys_of_tables(known);
+                let keys = tables.iter().filter_map(|table| table.get_ref().as_table()).flat_map(|table| table.keys());
+                let strange = keys.filter(|key| !known.iter().any(|known| known == key.get_ref().as_ref()));
+                unknown.extend(strange.map(|key| (format!("{name}.{}", key.get_ref()), key.span().start)));
+            }
             _ => {}
         }
     }
@@ -168,7 +174,10 @@ fn nearest(key: &str) -> Option<String> {
     let likeness =
         |known: &str| strsim::jaro_winkler(key, known).max(strsim::jaro_winkler(&last(key), &last(known)) - ELSEWHERE);
     let sections = table_of(&sample()).into_iter().filter(|(_, value)| value.is_table()).map(|(name, _)| name);
-    let known = keys().into_keys().chain(sections).map(|known| (likeness(&known), known));
+    let in_lists = keys()
+        .into_iter()
+        .flat_map(|(name, value)| keys_of_tables(&value).into_iter().map(move |key| format!("{name}.{key}")));
+    let known = keys().into_keys().chain(sections).chain(in_lists).map(|known| (likeness(&known), known));
     let best = known.max_by(|(a, _), (b, _)| a.total_cmp(b))?;
     (best.0 >= ALIKE).then_some(best.1)
 }
@@ -178,9 +187,20 @@ fn keys() -> BTreeMap<String, Value> {
     flatten(&table_of(&sample())).into_iter().collect()
 }
 
+/// The keys of the tables in a list, if it is one of tables.
+fn keys_of_tables(list: &Value) -> BTreeSet<String> {
+    let tables = list.as_array().into_iter().flatten().filter_map(Value::as_table);
+    tables.flat_map(|table| table.keys().cloned()).collect()
+}
+
 /// A configuration in which every key has a value.
 fn sample() -> Config {
-    Config { name: NodeName::new("node").ok(), ..Config::default() }
+    let (policy, group_by) = (Policy::default(), GroupBy::default());
+    let topics = TopicFilter::new("jobs/**").map(|filter| BalanceRule::Topics { filter, policy, group_by });
+    let service =
+        ServiceName::new("resize").map(|service| BalanceRule::Service { service, policy: Policy::LeastLoaded });
+    let balance = [topics, service].into_iter().flatten().collect();
+    Config { name: NodeName::new("node").ok(), balance, ..Config::default() }
 }
 
 fn variable(key: &str) -> String {
@@ -229,6 +249,14 @@ fn parse_as(example: &Value, text: &str) -> Result<Value, String> {
             _ => return Err(format!("'{text}' is neither true nor false")),
         }),
         Value::Integer(_) => Value::Integer(text.parse().map_err(|_| format!("'{text}' is no number"))?),
+        Value::Array(items) if items.iter().any(Value::is_table) => {
+            // As in the file, in one line: { topic = "jobs/**", policy = "hash" }, { .. }
+            let list = text.trim().trim_start_matches('[').trim_end_matches(']');
+            let document: Table = toml::from_str(&format!("list = [{list}]")).map_err(|_| {
+                format!("'{text}' is no list of rules: write {}", items.first().map(text_of).unwrap_or_default())
+            })?;
+            document.get("list").cloned().unwrap_or(Value::Array(Vec::new()))
+        }
         Value::Array(_) => {
             let items = text.split(',').map(str::trim).filter(|item| !item.is_empty());
             Value::Array(items.map(|item| Value::String(item.to_owned())).collect())
@@ -327,6 +355,9 @@ mod tests {
             ("# a\nmessage_bytes = 3", 2, "message_bytes", Some("limits.message_bytes")),
             ("discovery.kadd = true", 1, "discovery.kadd", Some("discovery.kad")),
             ("[limit]\nx = 1", 1, "limit", Some("limits")),
+            ("[[balance]]\n\npolcy = 1", 3, "balance.polcy", Some("balance.policy")),
+            ("[[balance]]\n[[balance]]\ngroup = 1", 3, "balance.group", Some("balance.group_by")),
+            ("[[balanec]]\npolicy = \"hash\"", 1, "balanec", Some("balance")),
             ("zzz = 1", 1, "zzz", None),
         ] {
             let (_dir, home, mesh) = home(text);
@@ -348,6 +379,8 @@ mod tests {
             ("MESHD_LIMITS_LINK_QUEUE_MESSAGES", "x"),
             ("MESHD_LISTEN", "nonsense"),
             ("MESHD_TIMES_SEND_TIMEOUT", "soon"),
+            ("MESHD_BALANCE", "hash"),
+            ("MESHD_BALANCE", "{ topic = \"a\", policy = \"fair\" }"),
         ] {
             let layers = Layers::with_environment(|name| (name == variable).then(|| value.to_owned()));
             let error = layers.load(&home, &mesh).unwrap_err().to_string();
@@ -360,11 +393,28 @@ mod tests {
     }
 
     #[test]
+    fn rules_read_back_as_they_are_printed() {
+        let (_dir, home, mesh) = home(
+            "[[balance]]\ntopic = \"a/**\"\npolicy = \"hash\"\ngroup_by = \"host\"\n\
+             [[balance]]\nservice = \"b\"\npolicy = \"random\"",
+        );
+        let loaded = Layers::default().load(&home, &mesh).unwrap();
+        let (value, from) = source(&loaded, "balance");
+        let printed =
+            "{ group_by = \"host\", policy = \"hash\", topic = \"a/**\" }, { policy = \"random\", service = \"b\" }";
+        assert_eq!((value.as_str(), from.as_str()), (printed, "file"));
+        for text in [value.clone(), format!("[{value}]")] {
+            let layers = Layers::with_environment(|name| (name == "MESHD_BALANCE").then(|| text.clone()));
+            assert_eq!(layers.load(&home, &mesh).unwrap().config.balance, loaded.config.balance);
+        }
+    }
+
+    #[test]
     fn every_key_is_listed_once() {
         let (_dir, home, mesh) = home("");
         let settings = Layers::default().load(&home, &mesh).unwrap().settings;
         let keys: Vec<_> = settings.iter().map(|setting| setting.key.as_str()).collect();
-        assert_eq!(keys.len(), 14, "{keys:?}");
+        assert_eq!(keys.len(), 15, "{keys:?}");
         assert!(settings.iter().all(|setting| setting.source == "default"));
     }
 }

@@ -261,7 +261,7 @@ impl Session {
 
     async fn send(&self, send: wire::Send) -> Result<Reply, Failure> {
         let node = self.node.as_ref().unwrap_or(&self.server.node);
-        let options = SendOptions { target: send.target, timeout: send.timeout };
+        let options = SendOptions { target: send.target, timeout: send.timeout, ..SendOptions::default() };
         let report = node.publish(&send.topic, send.codec, send.payload, &options).await;
         report.map(Reply::Sent).map_err(send_failure)
     }

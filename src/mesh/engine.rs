@@ -596,6 +596,7 @@ const SYNC_PORTION: usize = 64 << 10;
 
 #[cfg(test)]
 mod tests {
+    use super::super::GroupBy;
     use super::super::kit::{at, dice, node_name, peer, record, record_with, topic};
     use super::*;
 
@@ -633,7 +634,7 @@ mod tests {
         let Some(Effect::Routes(routes)) = effects.iter().rfind(|effect| matches!(effect, Effect::Routes(_))) else {
             panic!("no routes")
         };
-        assert_eq!(routes.resolve(&topic("x/y"), "").groups[0].members[0].id, node);
+        assert_eq!(routes.resolve(&topic("x/y"), "", GroupBy::Name).groups[0].members[0].id, node);
         let published = effects.iter().filter(|effect| matches!(effect, Effect::Publish(_))).count();
         assert_eq!(published, 1, "{effects:?}");
     }

@@ -8,7 +8,7 @@ use rand::SeedableRng;
 use rand::rngs::SmallRng;
 
 use super::record::{Edition, NodeEntry, Record, SignedRecord};
-use super::routes::{Group, Member};
+use super::routes::{Group, GroupKey, Member};
 use super::{Identity, NodeId, NodeName, PeerId, Topic, TopicFilter};
 
 pub(crate) fn peer(n: u32) -> PeerId {
@@ -62,6 +62,12 @@ pub(crate) fn record(n: u32, version: u64) -> SignedRecord {
 }
 
 pub(crate) fn group(name: &str, members: u32) -> Group {
-    let member = |n| Member { id: NodeId { peer: peer(n), index: 0 }, local: false, name: node_name(name) };
-    Group { name: node_name(name), members: (0..members).map(member).collect() }
+    let member = |n| Member {
+        id: NodeId { peer: peer(n), index: 0 },
+        local: false,
+        name: node_name(name),
+        host: format!("host-{n}").into(),
+        filters: 1,
+    };
+    Group { key: GroupKey::Name(node_name(name)), members: (0..members).map(member).collect() }
 }

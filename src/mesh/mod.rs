@@ -11,13 +11,14 @@ mod kit;
 mod name;
 mod record;
 mod routes;
+mod rules;
 #[cfg(test)]
 mod sim;
 mod topic;
 mod view;
 
-pub use balance::Policy;
-pub(crate) use balance::{Rules, Turns};
+pub(crate) use balance::Turns;
+pub use balance::{Balance, Candidate, GroupBy, Policy};
 pub use event::{DownReason, Event, What};
 pub use failure::{Failure, RemoteFailure};
 pub use id::{BadId, Identity, NodeId, PeerId};
@@ -26,4 +27,6 @@ pub use name::{BadName, MAX_MESH_NAME, MAX_NAME, MeshName, NodeName, ServiceName
 pub(crate) use record::*;
 pub use record::{MAX_NAMES_PER_NODE, MAX_NODES_PER_PEER, MAX_RECORD};
 pub(crate) use routes::{Group, Member, Route, Routes};
+pub use rules::BalanceRule;
+pub(crate) use rules::Rules;
 pub use topic::{Topic, TopicFilter};

@@ -12,7 +12,7 @@ use rand::rngs::SmallRng;
 use super::engine::{Effect, Engine, EngineConfig, Say};
 use super::kit::{at, dice, node_name, peer, record_with, topic};
 use super::record::{Record, Sign, SignedRecord};
-use super::{DownReason, PeerId, TopicFilter};
+use super::{DownReason, GroupBy, PeerId, TopicFilter};
 
 /// Virtual peers and the network between them.
 struct Sim {
@@ -208,7 +208,12 @@ impl Sim {
     /// Whether everybody routes the topic to that many nodes.
     fn all_see(&self, text: &str, listeners: usize) -> bool {
         let count = |routes: &super::Routes| {
-            routes.resolve(&topic(text), "").groups.iter().map(|group| group.members.len()).sum::<usize>()
+            routes
+                .resolve(&topic(text), "", GroupBy::Name)
+                .groups
+                .iter()
+                .map(|group| group.members.len())
+                .sum::<usize>()
         };
         self.engines.keys().all(|peer| count(&self.routes[peer]) == listeners)
     }
@@ -257,7 +262,7 @@ fn both_sides_of_a_partition_go_on_and_agree_when_it_heals() {
         sim.run(Duration::from_secs(1));
         sim.partition(12);
         sim.run(Duration::from_millis(10));
-        let count = |sim: &Sim, n| sim.routes[&peer(n)].resolve(&topic("all"), "").groups.len();
+        let count = |sim: &Sim, n| sim.routes[&peer(n)].resolve(&topic("all"), "", GroupBy::Name).groups.len();
         assert_eq!((count(&sim, 1), count(&sim, 30)), (12, 18), "seed {seed}");
         sim.listen(1, &["news"]);
         sim.run(Duration::from_secs(60));

@@ -325,6 +325,11 @@ impl Link {
         self.0.drained.notify_waiters();
     }
 
+    /// Frames queued or being written.
+    pub(crate) fn queued(&self) -> usize {
+        self.queue().frames
+    }
+
     /// Waits until all that was queued is written, or the link is down.
     pub(crate) async fn flushed(&self) {
         loop {
@@ -810,9 +815,11 @@ mod tests {
         for (seq, size) in sizes.iter().enumerate() {
             push(&link, seq as u64, &vec![seq as u8; *size]).unwrap();
         }
+        assert_eq!(link.queued(), sizes.len() + 2, "the topic and the name are frames too");
         let inlet = Inlet::default();
         let (kept, read) = carry(&link, &inlet, 1000).await;
         read.unwrap();
+        assert_eq!(link.queued(), 0);
         assert_eq!(kept.messages.iter().map(|(_, payload)| payload.len()).collect::<Vec<_>>(), sizes);
         assert!(kept.messages.iter().all(|(seq, payload)| payload.iter().all(|byte| u64::from(*byte) == *seq)));
         assert_eq!((kept.names, kept.topics), (vec!["sender".to_owned()], vec![(1, topic())]));

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use super::{Host, ListenError, ListenOptions, Node, Overflow};
 use crate::config::{Config, ConfigError, Home, Layers};
 use crate::keys::{IdentityKey, KeyError, KeyRing, NetworkKey};
-use crate::mesh::{BadName, MeshName, NodeName, Rules};
+use crate::mesh::{BadName, BalanceRule, GroupBy, MeshName, NodeName, Policy, Rules, ServiceName, TopicFilter};
 use crate::net::{self, Carried, LinkLimits, Links, NetConfig, NetError};
 use crate::protocol::Protocols;
 use crate::protocol::calls::Calls;
@@ -23,6 +23,7 @@ pub struct Builder {
     home: Option<PathBuf>,
     config: Option<Config>,
     changes: Vec<Change>,
+    balance: Vec<Result<BalanceRule, BadName>>,
 }
 
 #[derive(Clone, Debug)]
@@ -39,7 +40,7 @@ enum Change {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum StartError {
-    /// The name of the node or mesh is not one.
+    /// The name of the node or mesh, or one in a rule of balancing, is not one.
     #[error(transparent)]
     Name(#[from] BadName),
     /// The settings in the home cannot be read.
@@ -75,7 +76,8 @@ impl StartError {
 
 impl Builder {
     pub(super) fn new(name: String) -> Self {
-        Self { name, mesh: "default".into(), key: None, home: None, config: None, changes: Vec::new() }
+        let (changes, balance) = (Vec::new(), Vec::new());
+        Self { name, mesh: "default".into(), key: None, home: None, config: None, changes, balance }
     }
 
     /// The mesh to join, `default` if not called. The same key with another name is another mesh.
@@ -143,6 +145,22 @@ impl Builder {
         self.change(Change::Kad(on))
     }
 
+    /// How messages that this process sends on the topics of a filter are balanced. What was said first wins, and all of it
+    /// over what the settings say.
+    #[must_use]
+    pub fn balance_topics(mut self, filter: impl AsRef<str>, policy: Policy, group_by: GroupBy) -> Self {
+        let filter = TopicFilter::new(filter);
+        self.balance.push(filter.map(|filter| BalanceRule::Topics { filter, policy, group_by }));
+        self
+    }
+
+    /// How calls of a service by this process are balanced. Otherwise like [`Builder::balance_topics`].
+    #[must_use]
+    pub fn balance_service(mut self, service: impl AsRef<str>, policy: Policy) -> Self {
+        self.balance.push(ServiceName::new(service).map(|service| BalanceRule::Service { service, policy }));
+        self
+    }
+
     fn change(mut self, change: Change) -> Self {
         self.changes.push(change);
         self
@@ -154,6 +172,7 @@ impl Builder {
     /// See [`StartError`]. Ways of finding peers that do not work are no errors: [`Node::status`] tells of them.
     pub async fn start(self) -> Result<Node, StartError> {
         let (name, mesh) = (NodeName::new(&self.name)?, MeshName::new(&self.mesh)?);
+        let balance = self.balance.into_iter().collect::<Result<Vec<_>, _>>()?;
         let folder = self.home.as_ref().map(|home| home.join(mesh.as_str()));
         let config = match (self.config, &self.home) {
             (Some(config), _) => config,
@@ -188,9 +207,10 @@ impl Builder {
         let host_name = host_name();
         let links = Links::default();
         let max_message = limits.message_bytes.get();
-        let pubsub = Arc::new(PubSub::new(host_name.clone(), links.clone(), max_message, config.times.send_timeout));
-        let timeout = config.times.call_timeout;
-        let calls = Arc::new(Calls::new(host_name.clone(), links.clone(), Rules::default(), max_message, timeout));
+        let rules = Rules::new(balance.into_iter().chain(config.balance));
+        let (send, call) = (config.times.send_timeout, config.times.call_timeout);
+        let calls = Arc::new(Calls::new(host_name.clone(), links.clone(), rules.clone(), max_message, call));
+        let pubsub = Arc::new(PubSub::new(host_name.clone(), links.clone(), rules, max_message, send));
         let protocols = Arc::new(Protocols { pubsub, calls, services: Arc::default() });
         let net_config = NetConfig {
             mesh: mesh.clone(),

@@ -220,7 +220,7 @@ impl Node {
             return Ok(Publisher::new(self.clone(), Arc::clone(outlet)));
         }
         if outlets.len() >= MAX_OUTLETS {
-            outlets.retain(|_, outlet| Arc::strong_count(outlet) > 1);
+            outlets.retain(|_, outlet| outlet.is_shared());
         }
         let topic = Topic::new(topic)?;
         let routes = self.0.host.net.routes().clone();

@@ -8,7 +8,7 @@ use serde::Serialize;
 use tokio::time::timeout;
 
 use super::{Node, Subscription, WhileListened, codec};
-use crate::mesh::{Codec, SendReport, Target, Topic};
+use crate::mesh::{Codec, GroupBy, Policy, SendReport, Topic};
 use crate::protocol::pubsub::{Outlet, SendError, SendOptions};
 
 /// Sends on one topic. Cheap to clone; all clones of one node's publisher share its order and numbers.
@@ -27,6 +27,15 @@ impl Publisher {
     #[must_use]
     pub fn topic(&self) -> &Topic {
         self.outlet.topic()
+    }
+
+    /// A publisher that chooses receivers otherwise than the rules say, in turns of its own. Its messages are in one order,
+    /// and numbered in one sequence, with all others of this node on the topic.
+    ///
+    /// Two publishers of a topic that group in different ways look the route up again whenever they take turns.
+    #[must_use]
+    pub fn with_policy(&self, policy: Policy, group_by: GroupBy) -> Self {
+        Self::new(self.node.clone(), Arc::new(self.outlet.balanced(policy, group_by)))
     }
 
     /// Sends a value in CBOR: see [`Node::send`].
@@ -67,7 +76,8 @@ impl Publisher {
     /// # Errors
     /// They are too many.
     pub fn try_send(&self, payload: impl Into<Bytes>) -> Result<Option<SendReport>, SendError> {
-        self.node.0.host.protocols.pubsub.try_send(&self.outlet, Codec::Bytes, &payload.into(), &Target::default())
+        let pubsub = &self.node.0.host.protocols.pubsub;
+        pubsub.try_send(&self.outlet, Codec::Bytes, &payload.into(), &SendOptions::default())
     }
 
     /// How many nodes listen now.

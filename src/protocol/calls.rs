@@ -76,8 +76,8 @@ pub(crate) struct Caller {
 #[derive(Debug)]
 struct Plan {
     generation: Option<u64>,
-    /// All that offer the service.
-    group: Group,
+    /// All that offer the service, if there are any.
+    group: Option<Group>,
     providers: Vec<Provider>,
     rng: SmallRng,
 }
@@ -218,7 +218,7 @@ impl Calls {
             Arc::clone(turns.entry(service.clone()).or_default())
         };
         let rng = SmallRng::from_rng(&mut rand::rng());
-        let plan = Plan { generation: None, group: Group::default(), providers: Vec::new(), rng };
+        let plan = Plan { generation: None, group: None, providers: Vec::new(), rng };
         Caller { policy: self.rules.for_service(&service), service, from, routes, turns, plan: Mutex::new(plan) }
     }
 
@@ -348,7 +348,8 @@ impl Calls {
         let mut turns = caller.turns.lock().unwrap_or_else(PoisonError::into_inner);
         let key = options.key.as_deref();
         let load = |at: usize| providers[at].load.load(Ordering::Relaxed);
-        if !providers.is_empty() && options.callee == Callee::Any {
+        let Some(group) = group else { return Err(self.nobody(caller, options, false)) };
+        if options.callee == Callee::Any {
             // Nearly always, the first choice can.
             let provider = &providers[turns.pick(&caller.policy, group, load, key, rng)];
             if can(provider) {
@@ -395,7 +396,7 @@ impl Calls {
         if plan.generation == Some(routes.generation()) {
             return Ok(());
         }
-        let members = routes.providers(&caller.service, &self.host);
+        let group = routes.providers(&caller.service, &self.host);
         plan.generation = Some(routes.generation());
         drop(routes);
         let provider = |member: &crate::mesh::Member| {
@@ -403,8 +404,8 @@ impl Calls {
             let load = pending.load(member.id.index);
             Provider { id: member.id, name: member.name.clone(), link: self.links.get(member.id.peer), pending, load }
         };
-        plan.providers = members.iter().map(provider).collect();
-        plan.group.members = members;
+        plan.providers = group.iter().flat_map(|group| &group.members).map(provider).collect();
+        plan.group = group;
         Ok(())
     }
 

@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::pin::pin;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -16,7 +16,10 @@ use tokio::time::{Instant, timeout_at};
 
 use super::ping::Pings;
 use super::subscription::{Inbox, Inboxes, Put};
-use crate::mesh::{Codec, DropReason, Message, NodeId, NodeName, PeerId, Routes, SendReport, Target, Topic, Turns};
+use crate::mesh::{
+    Codec, DropReason, GroupBy, Message, NodeId, NodeName, PeerId, Policy, Routes, Rules, SendReport, Target, Topic,
+    Turns,
+};
 use crate::net::{Link, Links, Outgoing, Refused};
 use crate::wire::frame;
 
@@ -27,6 +30,7 @@ pub(crate) struct PubSub {
     links: Links,
     inboxes: Inboxes,
     pings: Pings,
+    rules: Rules,
     turns: Mutex<HashMap<Topic, Arc<Mutex<Turns>>>>,
     max_message: usize,
     send_timeout: Duration,
@@ -42,9 +46,12 @@ pub(crate) struct Outlet {
     from: NodeId,
     from_name: NodeName,
     routes: watch::Receiver<Arc<Routes>>,
+    policy: Policy,
+    group_by: GroupBy,
     turns: Arc<Mutex<Turns>>,
-    /// Held while a message is sent. A fair lock: who comes first sends first.
-    state: OrderedMutex<State>,
+    /// Held while a message is sent. A fair lock: who comes first sends first. Shared with outlets of another policy, so
+    /// that the numbers of a node's topic are one sequence.
+    state: Arc<OrderedMutex<State>>,
 }
 
 #[derive(Debug)]
@@ -54,10 +61,11 @@ struct State {
     rng: SmallRng,
 }
 
-/// A route with the links looked up. Holds for one snapshot of the routes.
+/// A route with the links looked up. Holds for one snapshot of the routes and one way of grouping.
 #[derive(Debug, Default)]
 struct Plan {
     generation: Option<u64>,
+    group_by: GroupBy,
     route: crate::mesh::Route,
     /// For each member of each group, in the order of the route.
     ways: Vec<Vec<Way>>,
@@ -84,6 +92,8 @@ pub struct SendOptions {
     /// How long a full link or subscription may hold it up before it is dropped for that node. `None`: as configured,
     /// 1 s by default. Zero never waits.
     pub timeout: Option<Duration>,
+    /// What [`Policy::Hash`] goes by: messages of one key go to one node of each group. Does not travel.
+    pub key: Option<Bytes>,
 }
 
 /// Why a message was not sent to anybody.
@@ -146,12 +156,13 @@ enum Via {
 }
 
 impl PubSub {
-    pub(crate) fn new(host: String, links: Links, max_message: usize, send_timeout: Duration) -> Self {
+    pub(crate) fn new(host: String, links: Links, rules: Rules, max_message: usize, send_timeout: Duration) -> Self {
         Self {
             host,
             links,
             inboxes: Inboxes::default(),
             pings: Pings::default(),
+            rules,
             turns: Mutex::default(),
             max_message,
             send_timeout,
@@ -204,8 +215,10 @@ impl PubSub {
             }
             Arc::clone(turns.entry(topic.clone()).or_default())
         };
+        let (policy, group_by) = self.rules.for_topic(&topic);
         let state = State { seq: 0, plan: Plan::default(), rng: SmallRng::from_rng(&mut rand::rng()) };
-        Outlet { topic, from, from_name, routes, turns, state: OrderedMutex::new(state) }
+        let state = Arc::new(OrderedMutex::new(state));
+        Outlet { topic, from, from_name, routes, policy, group_by, turns, state }
     }
 
     /// Sends one message, waiting for room at most as long as the options say.
@@ -223,7 +236,7 @@ impl PubSub {
             Ok(state) => state,
             Err(_) => outlet.state.lock().await,
         };
-        let mut sending = self.begin(outlet, &mut state, codec, payload, &options.target);
+        let mut sending = self.begin(outlet, &mut state, codec, payload, options);
         if !sending.waiting.is_empty() {
             let timeout = options.timeout.unwrap_or(self.send_timeout);
             sending.finish(timeout).await;
@@ -237,11 +250,11 @@ impl PubSub {
         outlet: &Outlet,
         codec: Codec,
         payload: &Bytes,
-        target: &Target,
+        options: &SendOptions,
     ) -> Result<Option<SendReport>, SendError> {
         self.check(outlet, payload)?;
         let Ok(mut state) = outlet.state.try_lock() else { return Ok(None) };
-        let mut sending = self.begin(outlet, &mut state, codec, payload, target);
+        let mut sending = self.begin(outlet, &mut state, codec, payload, options);
         sending.give_up();
         Ok(Some(self.count(sending.report)))
     }
@@ -251,13 +264,13 @@ impl PubSub {
         let count = |route: &crate::mesh::Route| route.groups.iter().map(|group| group.members.len()).sum();
         match outlet.state.try_lock() {
             Ok(mut state) => {
-                self.refresh(outlet, &mut state.plan);
+                self.refresh(outlet, &mut state.plan, outlet.group_by);
                 count(&state.plan.route)
             }
             // A send is waiting; the answer does not have to.
             Err(_) => {
                 let routes = Arc::clone(&outlet.routes.borrow());
-                count(&routes.resolve(&outlet.topic, &self.host))
+                count(&routes.resolve(&outlet.topic, &self.host, outlet.group_by))
             }
         }
     }
@@ -287,10 +300,12 @@ impl PubSub {
         state: &mut OrderedGuard<'_, State>,
         codec: Codec,
         payload: &'a Bytes,
-        target: &Target,
+        options: &SendOptions,
     ) -> Sending<'a> {
         let State { seq, plan, rng } = &mut **state;
-        self.refresh(outlet, plan);
+        let target = &options.target;
+        // The group that a target names is that of a name, however messages to all groups are grouped.
+        self.refresh(outlet, plan, if matches!(target, Target::Group(_)) { GroupBy::Name } else { outlet.group_by });
         *seq += 1;
         let report = SendReport::default();
         let mut sending = Sending { pubsub: self, outlet, seq: *seq, codec, payload, report, waiting: Vec::new() };
@@ -299,7 +314,7 @@ impl PubSub {
         for (group, ways) in plan.route.groups.iter().zip(&plan.ways) {
             match target {
                 Target::EachGroup => {}
-                Target::Group(name) if *name == group.name => {}
+                Target::Group(name) if *name == group.members[0].name => {}
                 Target::Group(_) => continue,
                 Target::All | Target::Node(_) => {
                     let wanted = |id: &NodeId| !matches!(target, Target::Node(node) if node != id);
@@ -311,8 +326,8 @@ impl PubSub {
             let first = if group.members.len() == 1 {
                 0
             } else {
-                let turns = turns.get_or_insert_with(|| outlet.turns.lock().unwrap_or_else(PoisonError::into_inner));
-                turns.pick(&crate::mesh::Policy::RoundRobin, group, |_| 0, None, rng)
+                let turns = turns.get_or_insert_with(|| outlet.turns(plan));
+                turns.pick(&outlet.policy, group, |at| ways[at].load(), options.key.as_deref(), rng)
             };
             // If the link of the chosen one just went down, the next of the group takes the message.
             let alive = (0..ways.len()).map(|step| (first + step) % ways.len()).find(|at| ways[*at].is_up());
@@ -329,14 +344,14 @@ impl PubSub {
         sending
     }
 
-    /// Looks the route up again if routes have changed since.
-    fn refresh(&self, outlet: &Outlet, plan: &mut Plan) {
+    /// Looks the route up again if routes have changed since, or were last grouped otherwise.
+    fn refresh(&self, outlet: &Outlet, plan: &mut Plan, group_by: GroupBy) {
         let routes = outlet.routes.borrow();
-        if plan.generation == Some(routes.generation()) {
+        if plan.generation == Some(routes.generation()) && plan.group_by == group_by {
             return;
         }
-        let route = routes.resolve(&outlet.topic, &self.host);
-        plan.generation = Some(routes.generation());
+        let route = routes.resolve(&outlet.topic, &self.host, group_by);
+        (plan.generation, plan.group_by) = (Some(routes.generation()), group_by);
         drop(routes);
         let me = outlet.from.peer;
         let mut ways: HashMap<PeerId, Way> = HashMap::new();
@@ -350,7 +365,6 @@ impl PubSub {
         };
         plan.ways =
             route.groups.iter().map(|group| group.members.iter().map(|member| way(member.id.peer)).collect()).collect();
-        outlet.turns.lock().unwrap_or_else(PoisonError::into_inner).retain(&route.groups);
         plan.route = route;
     }
 }
@@ -358,6 +372,41 @@ impl PubSub {
 impl Outlet {
     pub(crate) fn topic(&self) -> &Topic {
         &self.topic
+    }
+
+    /// The same node's sending on the same topic, balanced otherwise. Both number their messages in one sequence.
+    pub(crate) fn balanced(&self, policy: Policy, group_by: GroupBy) -> Self {
+        Self {
+            topic: self.topic.clone(),
+            from: self.from,
+            from_name: self.from_name.clone(),
+            routes: self.routes.clone(),
+            policy,
+            group_by,
+            turns: Arc::default(),
+            state: Arc::clone(&self.state),
+        }
+    }
+
+    /// Whether somebody else sends with it, or with one made of it.
+    pub(crate) fn is_shared(self: &Arc<Self>) -> bool {
+        Arc::strong_count(self) > 1 || Arc::strong_count(&self.state) > 1
+    }
+
+    /// Where the plan's groups are in their turns.
+    fn turns(&self, plan: &Plan) -> MutexGuard<'_, Turns> {
+        let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
+        turns.keep_up(plan.generation.unwrap_or_default(), &plan.route.groups);
+        turns
+    }
+}
+
+impl SendOptions {
+    /// With what [`Policy::Hash`] goes by.
+    #[must_use]
+    pub fn key(mut self, key: impl Into<Bytes>) -> Self {
+        self.key = Some(key.into());
+        self
     }
 }
 
@@ -367,6 +416,15 @@ impl Way {
             Self::Here => true,
             Self::Link { link, .. } => !link.is_closed(),
             Self::Down => false,
+        }
+    }
+
+    /// Frames that wait on it.
+    fn load(&self) -> usize {
+        match self {
+            Self::Here => 0,
+            Self::Link { link, .. } => link.queued(),
+            Self::Down => usize::MAX,
         }
     }
 }

@@ -135,7 +135,11 @@ async fn a_subscription_that_blocks_holds_up_neither_other_nodes_nor_other_topic
     listened_by(&u, 1).await;
     let mut seq = 0;
     loop {
-        let options = SendOptions { target: Target::EachGroup, timeout: Some(Duration::from_millis(50)) };
+        let options = SendOptions {
+            target: Target::EachGroup,
+            timeout: Some(Duration::from_millis(50)),
+            ..SendOptions::default()
+        };
         let report = t.publish(Codec::Bytes, Bytes::new(), &options).await.unwrap();
         seq += 1;
         for messages in &mut fast {
@@ -335,7 +339,7 @@ async fn send_and_arrive(sender: &Publisher, receiver: &Node, count: u64) {
 }
 
 async fn send_for(sender: &Publisher, timeout: Duration) -> SendReport {
-    let options = SendOptions { target: Target::EachGroup, timeout: Some(timeout) };
+    let options = SendOptions { target: Target::EachGroup, timeout: Some(timeout), ..SendOptions::default() };
     sender.publish(Codec::Bytes, Bytes::new(), &options).await.unwrap()
 }
 
