@@ -39,7 +39,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     println!("{} says: {reading:?}", message.from_name);
 
     // `home` may be a daemon's, with more listeners than ours: a target narrows down whom a message is for.
-    let options = meshd::SendOptions { target: Target::Node(display.id()), timeout: None };
+    let options = meshd::SendOptions { target: Target::Node(display.id()), ..meshd::SendOptions::default() };
     let report = node.publish("readings/house/attic", meshd::Codec::Text, "just you".into(), &options).await?;
     println!("sent to {} of {} nodes, as {:?}", report.sent, report.matched, options.target);
     node.shutdown().await;

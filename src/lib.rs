@@ -40,6 +40,8 @@
 //! |---|---|
 //! | start and stop, look around, rotate keys | [`Node`], [`Builder`], [`Status`], [`Events`] |
 //! | send | [`Node::send`], [`Publisher`], [`SendOptions`], [`Target`], [`SendReport`] |
+//! | know that a message was handled | [`SendOptions::acked`], [`SendOptions::redeliver`], [`Receipt`], [`Acknowledge`] |
+//! | keep the last message for who comes later | [`Publisher::retain`] |
 //! | receive | [`Node::listen`], [`Subscription`], [`Message`], [`ListenOptions`], [`Overflow`] |
 //! | keep meshes apart | [`NetworkKey`], [`Ticket`], [`Identity`] |
 //!
@@ -66,6 +68,6 @@ pub use mesh::{
 };
 pub use net::{Closed, NetError, RotateRefused, RotationError};
 pub use node::{
-    Builder, DecodeError, Events, ListenError, ListenOptions, Node, Overflow, PingError, Publisher, SendError,
-    SendOptions, StartError, Subscription, WhileListened,
+    Acknowledge, Builder, DecodeError, Events, ListenError, ListenOptions, Node, Overflow, PingError, Publisher,
+    Receipt, SendError, SendOptions, StartError, Subscription, WhileListened,
 };

@@ -235,6 +235,7 @@ impl Session {
             messages: listen.messages.unwrap_or(usize::MAX).clamp(1, limits.messages),
             bytes: listen.bytes.unwrap_or(usize::MAX).clamp(1, limits.bytes),
             overflow: overflow(listen.overflow),
+            ..ListenOptions::default()
         };
         let messages = match node.listen_with(&listen.filter, options).await {
             Ok(messages) => messages,
@@ -261,7 +262,7 @@ impl Session {
 
     async fn send(&self, send: wire::Send) -> Result<Reply, Failure> {
         let node = self.node.as_ref().unwrap_or(&self.server.node);
-        let options = SendOptions { target: send.target, timeout: send.timeout };
+        let options = SendOptions { target: send.target, timeout: send.timeout, ..SendOptions::default() };
         let report = node.publish(&send.topic, send.codec, send.payload, &options).await;
         report.map(Reply::Sent).map_err(send_failure)
     }

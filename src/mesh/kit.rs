@@ -62,6 +62,6 @@ pub(crate) fn record(n: u32, version: u64) -> SignedRecord {
 }
 
 pub(crate) fn group(name: &str, members: u32) -> Group {
-    let member = |n| Member { id: NodeId { peer: peer(n), index: 0 }, local: false, name: node_name(name) };
+    let member = |n| Member { id: NodeId { peer: peer(n), index: 0 }, local: false, name: node_name(name), filters: 1 };
     Group { name: node_name(name), members: (0..members).map(member).collect() }
 }

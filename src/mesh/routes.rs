@@ -48,6 +48,8 @@ pub(crate) struct Member {
     /// Whether it is on the sender's machine.
     pub(crate) local: bool,
     pub(crate) name: NodeName,
+    /// How many of its filters select the topic, each counted as often as it was given. 0 for a service.
+    pub(crate) filters: u32,
 }
 
 impl Default for Group {
@@ -76,18 +78,20 @@ impl Routes {
         for peer in &self.peers {
             let mut positions = peer.filters.matching(topic);
             positions.sort_unstable();
-            positions.dedup(); // overlapping filters of one node are one listener
-            for position in positions {
-                let node = &peer.record.nodes[position as usize];
+            // Overlapping filters of one node are one listener.
+            for same in positions.chunk_by(|one, next| one == next) {
+                let node = &peer.record.nodes[same[0] as usize];
                 let id = NodeId { peer: peer.record.peer, index: node.index };
-                let local = peer.record.host == my_host;
-                groups.entry(node.name.clone()).or_default().push(Member { id, local, name: node.name.clone() });
+                let (local, filters) = (peer.record.host == my_host, same.len() as u32);
+                groups.entry(node.name.clone()).or_default().push(Member {
+                    id,
+                    local,
+                    name: node.name.clone(),
+                    filters,
+                });
             }
         }
-        for members in groups.values_mut() {
-            members.sort_unstable_by_key(|member| member.id);
-            members.dedup(); // by an addition, a node may be there twice
-        }
+        groups.values_mut().for_each(merge);
         Route { groups: groups.into_iter().map(|(name, members)| Group { name, members }).collect() }
     }
 
@@ -99,7 +103,7 @@ impl Routes {
             for node in &peer.record.nodes {
                 if node.services.contains(service) {
                     let id = NodeId { peer: peer.record.peer, index: node.index };
-                    found.push(Member { id, local: peer.record.host == my_host, name: node.name.clone() });
+                    found.push(Member { id, local: peer.record.host == my_host, name: node.name.clone(), filters: 0 });
                 }
             }
         }
@@ -112,6 +116,16 @@ impl Routes {
     pub(crate) fn records(&self) -> impl Iterator<Item = &Arc<Record>> {
         self.peers.iter().filter(|peer| !peer.adds).map(|peer| &peer.record)
     }
+}
+
+/// Puts members in order of their ids, each once: by an addition, a node may be there twice.
+fn merge(members: &mut Vec<Member>) {
+    members.sort_unstable_by_key(|member| member.id);
+    members.dedup_by(|again, member| {
+        let same = again.id == member.id;
+        member.filters += if same { again.filters } else { 0 };
+        same
+    });
 }
 
 impl PeerRoutes {

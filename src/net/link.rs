@@ -16,10 +16,10 @@ use bytes::{Bytes, BytesMut};
 use smallvec::SmallVec;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::Notify;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use crate::mesh::{Codec, NodeName, Topic};
-use crate::wire::frame::{self, BadFrame, Frame, INLINE, MessageHead};
+use crate::wire::frame::{self, BadFrame, Delivery, Frame, INLINE, MessageHead};
 use crate::wire::message::{BadMessage, DataHello, PROTOCOL, Received, decode, encode_block};
 use crate::wire::{TooLong, split_block};
 
@@ -79,6 +79,9 @@ enum Segment {
     Joined { joined: BytesMut, frames: usize },
     /// One large payload.
     Payload(Bytes),
+    /// One message whose time is limited, its header and its payload. What is over when its turn comes crosses as its
+    /// header alone: the receiver counts it, and says so to who wants to hear it.
+    Timed { head: BytesMut, payload: Bytes, until: Instant },
 }
 
 /// A message to put on a link.
@@ -94,6 +97,11 @@ pub(crate) struct Outgoing<'a> {
     /// Indices of the receiving nodes; at most [`frame::MAX_TARGETS`].
     pub(crate) targets: &'a [u32],
     pub(crate) payload: &'a Bytes,
+    /// Set if it is to be acknowledged.
+    pub(crate) delivery: Option<Delivery>,
+    /// When its time is over.
+    pub(crate) until: Option<Instant>,
+    pub(crate) retains: bool,
 }
 
 /// Whether a frame waits its turn when the link is full.
@@ -136,6 +144,11 @@ impl Link {
         Self(Arc::new(Shared { epoch, limits, max_message, stalled, idle, queue, filled, drained }))
     }
 
+    /// Differs between any two links to one peer.
+    pub(crate) fn epoch(&self) -> u64 {
+        self.0.epoch
+    }
+
     /// The number that stands for a topic on this link. Announced at the first call.
     pub(crate) fn alias(&self, topic: &Topic) -> u32 {
         let mut queue = self.queue();
@@ -165,6 +178,15 @@ impl Link {
 
     /// Queues a message, or says at once why not.
     pub(crate) fn try_push(&self, message: &Outgoing<'_>) -> Result<(), Refused> {
+        self.push_message(message, Room::Limited)
+    }
+
+    /// Queues a message whatever waits already: what goes out again before all that is new, and is bounded elsewhere.
+    pub(crate) fn push_again(&self, message: &Outgoing<'_>) -> Result<(), Refused> {
+        self.push_message(message, Room::Always)
+    }
+
+    fn push_message(&self, message: &Outgoing<'_>, room: Room) -> Result<(), Refused> {
         let mut queue = self.queue();
         if queue.closed {
             return Err(Refused::Closed);
@@ -173,11 +195,11 @@ impl Link {
             return Err(Refused::TooLarge);
         }
         let pauses = |target: &u32| queue.paused.contains(&(*target, message.topic.clone()));
-        if !queue.paused.is_empty() && message.targets.iter().any(pauses) {
+        if !queue.paused.is_empty() && room == Room::Limited && message.targets.iter().any(pauses) {
             return Err(Refused::Paused);
         }
         let bytes = frame::overhead(message.targets.len()) + message.payload.len();
-        if queue.is_full(self.0.limits, bytes) {
+        if room == Room::Limited && queue.is_full(self.0.limits, bytes) {
             return Err(Refused::Full);
         }
         let idle = queue.segments.is_empty();
@@ -252,6 +274,19 @@ impl Link {
         self.0.drained.notified()
     }
 
+    /// Waits until something changed, unless there is room or the link is down.
+    pub(crate) async fn has_room(&self, payload: usize) {
+        let mut changed = pin!(self.changed());
+        changed.as_mut().enable();
+        let waits = {
+            let queue = self.queue();
+            !queue.closed && (!queue.paused.is_empty() || queue.is_full(self.0.limits, frame::overhead(1) + payload))
+        };
+        if waits {
+            changed.await;
+        }
+    }
+
     /// The receiver cannot take this topic for this node of its, or can again.
     pub(crate) fn set_paused(&self, node: u32, topic: Topic, paused: bool) {
         let mut queue = self.queue();
@@ -319,6 +354,19 @@ impl Link {
                             self.wrote(0, part.len());
                         }
                     }
+                    Segment::Timed { mut head, payload, until } => {
+                        let queued = head.len() + payload.len();
+                        let left = milliseconds_to(until);
+                        frame::set_left(&mut head, left);
+                        if left > 0 && payload.len() <= JOIN_UP_TO {
+                            head.extend_from_slice(&payload);
+                        }
+                        stream.write_all(&head).await?;
+                        if left > 0 && payload.len() > JOIN_UP_TO {
+                            stream.write_all(&payload).await?;
+                        }
+                        self.wrote(1, queued);
+                    }
                 }
             }
             if self.queue().segments.is_empty() {
@@ -372,10 +420,23 @@ impl Queue {
         if self.last_from != Some(message.from) {
             self.introduce(message.from, message.from_name);
         }
-        let head = MessageHead { codec: message.codec, alias: message.alias, from: message.from, seq: message.seq };
+        let head = MessageHead {
+            codec: message.codec,
+            alias: message.alias,
+            from: message.from,
+            seq: message.seq,
+            delivery: message.delivery,
+            left: message.until.map(|_| 0),
+            retains: message.retains,
+        };
         let inline = (message.alias == INLINE).then_some(message.topic);
         let targets = message.targets.iter().copied();
-        self.join_with(|out| frame::put_message(out, head, targets, inline, message.payload.len()), message.payload);
+        let put = |out: &mut BytesMut| frame::put_message(out, head, targets, inline, message.payload.len());
+        if let Some(until) = message.until {
+            self.put_timed(put, message.payload, until);
+        } else {
+            self.join_with(put, message.payload);
+        }
         self.waiting += 1;
     }
 
@@ -396,6 +457,15 @@ impl Queue {
             self.bytes += payload.len();
             self.segments.push_back(Segment::Payload(payload.clone()));
         }
+    }
+
+    fn put_timed(&mut self, put: impl FnOnce(&mut BytesMut), payload: &Bytes, until: Instant) {
+        let mut head = BytesMut::with_capacity(FIRST_CAPACITY.min(frame::overhead(0) + payload.len()));
+        put(&mut head);
+        self.frames += 1;
+        self.pushed += 1;
+        self.bytes += head.len() + payload.len();
+        self.segments.push_back(Segment::Timed { head, payload: payload.clone(), until });
     }
 
     /// Tells the receiver the name behind a node's index, if it does not know it. Both ends forget all at the same
@@ -588,6 +658,10 @@ async fn read_hello<S: AsyncRead + Unpin>(stream: &mut S, received: &mut BytesMu
     }
 }
 
+fn milliseconds_to(until: Instant) -> u32 {
+    u32::try_from(until.saturating_duration_since(Instant::now()).as_millis()).unwrap_or(u32::MAX)
+}
+
 /// Payloads up to this size are copied behind their header; larger ones are written from where they are. The copy costs
 /// less than a write of its own.
 const JOIN_UP_TO: usize = 8 << 10;
@@ -639,6 +713,9 @@ mod tests {
             codec: Codec::Bytes,
             targets,
             payload: &payload,
+            delivery: None,
+            until: None,
+            retains: false,
         })
     }
 

@@ -3,14 +3,14 @@
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
-use super::{Host, ListenError, ListenOptions, Node, Overflow};
+use super::{Host, ListenError, ListenOptions, Node};
 use crate::config::{Config, ConfigError, Home, Layers};
 use crate::keys::{IdentityKey, KeyError, KeyRing, NetworkKey};
 use crate::mesh::{BadName, MeshName, NodeName, Rules};
 use crate::net::{self, Carried, LinkLimits, Links, NetConfig, NetError};
 use crate::protocol::Protocols;
 use crate::protocol::calls::Calls;
-use crate::protocol::pubsub::PubSub;
+use crate::protocol::pubsub::{PubSub, SendTimes};
 
 /// Describes a node, and starts it in a process of its own in the mesh.
 ///
@@ -188,7 +188,9 @@ impl Builder {
         let host_name = host_name();
         let links = Links::default();
         let max_message = limits.message_bytes.get();
-        let pubsub = Arc::new(PubSub::new(host_name.clone(), links.clone(), max_message, config.times.send_timeout));
+        let times = SendTimes { room: config.times.send_timeout, acknowledgement: config.times.ack_timeout };
+        let unsettled = limits.link_queue_bytes.get();
+        let pubsub = Arc::new(PubSub::new(host_name.clone(), links.clone(), max_message, unsettled, times));
         let timeout = config.times.call_timeout;
         let calls = Arc::new(Calls::new(host_name.clone(), links.clone(), Rules::default(), max_message, timeout));
         let protocols = Arc::new(Protocols { pubsub, calls, services: Arc::default() });
@@ -213,7 +215,7 @@ impl Builder {
         let listen_options = ListenOptions {
             messages: limits.subscription_messages.get(),
             bytes: limits.subscription_bytes.get(),
-            overflow: Overflow::default(),
+            ..ListenOptions::default()
         };
         let event_loop = Mutex::new(Some(event_loop));
         let host = Host { net, protocols, mesh, identity: identity_name, listen_options, event_loop };

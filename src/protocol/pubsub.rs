@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 use std::pin::pin;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -14,9 +14,15 @@ use smallvec::SmallVec;
 use tokio::sync::{Mutex as OrderedMutex, MutexGuard as OrderedGuard, watch};
 use tokio::time::{Instant, timeout_at};
 
+use super::delivery::{Content, Lanes, NotPosted, Slot};
 use super::ping::Pings;
+use super::receipt::{Following, Receipt, UnderWay};
+use super::retain::{Listens, Retained};
 use super::subscription::{Inbox, Inboxes, Put};
-use crate::mesh::{Codec, DropReason, Message, NodeId, NodeName, PeerId, Routes, SendReport, Target, Topic, Turns};
+use crate::mesh::delivery::{Claim, Claimed};
+use crate::mesh::{
+    Codec, DropReason, Group, Message, NodeId, NodeName, PeerId, Routes, SendReport, Target, Topic, Turns,
+};
 use crate::net::{Link, Links, Outgoing, Refused};
 use crate::wire::frame;
 
@@ -28,11 +34,21 @@ pub(crate) struct PubSub {
     inboxes: Inboxes,
     pings: Pings,
     turns: Mutex<HashMap<Topic, Arc<Mutex<Turns>>>>,
+    lanes: Lanes,
     max_message: usize,
-    send_timeout: Duration,
+    times: SendTimes,
     sent: AtomicU64,
     received: AtomicU64,
     dropped: AtomicU64,
+}
+
+/// How long sends wait, unless their options say otherwise.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct SendTimes {
+    /// For room.
+    pub(crate) room: Duration,
+    /// For room and acknowledgements.
+    pub(crate) acknowledgement: Duration,
 }
 
 /// One node's sending on one topic: what makes its messages leave in order.
@@ -43,6 +59,8 @@ pub(crate) struct Outlet {
     from_name: NodeName,
     routes: watch::Receiver<Arc<Routes>>,
     turns: Arc<Mutex<Turns>>,
+    /// Whether the last message is kept for who comes later.
+    retains: AtomicBool,
     /// Held while a message is sent. A fair lock: who comes first sends first.
     state: OrderedMutex<State>,
 }
@@ -52,6 +70,7 @@ struct State {
     seq: u64,
     plan: Plan,
     rng: SmallRng,
+    retained: Option<Box<Retained>>,
 }
 
 /// A route with the links looked up. Holds for one snapshot of the routes.
@@ -82,8 +101,49 @@ pub struct SendOptions {
     /// To whom it goes.
     pub target: Target,
     /// How long a full link or subscription may hold it up before it is dropped for that node. `None`: as configured,
-    /// 1 s by default. Zero never waits.
+    /// 1 s by default. Zero never waits. If it is to be acknowledged, that has to be done in this time too, by default 10 s.
     pub timeout: Option<Duration>,
+    /// Whether the report waits until each receiver has taken the message. If its link is lost meanwhile, it goes out again
+    /// over the next, and still comes once.
+    pub acked: bool,
+    /// Whether a receiver that cannot take it is replaced by another of its group. Implies `acked`.
+    pub redeliver: bool,
+    /// For how long it is of use. Later it is not delivered any more, wherever it is. `None`: for ever.
+    pub ttl: Option<Duration>,
+}
+
+impl SendOptions {
+    /// The send waits until every receiver has taken the message, and the report says who did.
+    ///
+    /// While a peer's link is down, the message waits for the next link, for `times.resume` (3 s); it comes at most once, and
+    /// in order with all others that come.
+    #[must_use]
+    pub fn acked(mut self) -> Self {
+        self.acked = true;
+        self
+    }
+
+    /// A receiver that is gone, is full, hands the message back or does not listen any more is replaced by another of its
+    /// group, and waited for if there is none, until time is up. Acknowledged too.
+    ///
+    /// So the message is handled at least once: twice if a worker ended after it had handled the message and before it said
+    /// so, or was out of reach for longer than `times.resume`. What goes to another node comes out of order there.
+    #[must_use]
+    pub fn redeliver(mut self) -> Self {
+        self.redeliver = true;
+        self
+    }
+
+    /// After this time the message is not delivered any more: not sent from a queue, not taken out of a subscription.
+    #[must_use]
+    pub fn ttl(mut self, ttl: Duration) -> Self {
+        self.ttl = Some(ttl);
+        self
+    }
+
+    fn is_acked(&self) -> bool {
+        self.acked || self.redeliver
+    }
 }
 
 /// Why a message was not sent to anybody.
@@ -119,6 +179,12 @@ struct Sending<'a> {
     seq: u64,
     codec: Codec,
     payload: &'a Bytes,
+    /// When its time is over.
+    until: Option<Instant>,
+    retains: bool,
+    /// Set if it is to be acknowledged, with who it is under way to.
+    content: Option<Arc<Content>>,
+    slots: Vec<Slot>,
     report: SendReport,
     waiting: Vec<Waiting>,
 }
@@ -143,18 +209,22 @@ enum Via {
     Link(Link, u32),
     /// Subscriptions of one node of this process.
     Inboxes(Vec<Arc<Inbox>>),
+    /// What is to be acknowledged.
+    Lane,
 }
 
 impl PubSub {
-    pub(crate) fn new(host: String, links: Links, max_message: usize, send_timeout: Duration) -> Self {
+    /// `max_unsettled`: bytes per peer that wait to be acknowledged.
+    pub(crate) fn new(host: String, links: Links, max_message: usize, max_unsettled: usize, times: SendTimes) -> Self {
         Self {
             host,
             links,
             inboxes: Inboxes::default(),
             pings: Pings::default(),
             turns: Mutex::default(),
+            lanes: Lanes::new(max_unsettled),
             max_message,
-            send_timeout,
+            times,
             sent: AtomicU64::new(0),
             received: AtomicU64::new(0),
             dropped: AtomicU64::new(0),
@@ -167,6 +237,14 @@ impl PubSub {
 
     pub(crate) fn links(&self) -> &Links {
         &self.links
+    }
+
+    pub(crate) fn lanes(&self) -> &Lanes {
+        &self.lanes
+    }
+
+    pub(super) fn host(&self) -> &str {
+        &self.host
     }
 
     pub(crate) fn pings(&self) -> &Pings {
@@ -186,7 +264,7 @@ impl PubSub {
     /// Messages sent, received over links, and dropped, since the start.
     pub(crate) fn counts(&self) -> (u64, u64, u64) {
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        (read(&self.sent), read(&self.received), read(&self.dropped))
+        (read(&self.sent), read(&self.received), read(&self.dropped) + self.inboxes.expired())
     }
 
     /// What a node sends on a topic with.
@@ -204,8 +282,9 @@ impl PubSub {
             }
             Arc::clone(turns.entry(topic.clone()).or_default())
         };
-        let state = State { seq: 0, plan: Plan::default(), rng: SmallRng::from_rng(&mut rand::rng()) };
-        Outlet { topic, from, from_name, routes, turns, state: OrderedMutex::new(state) }
+        let rng = SmallRng::from_rng(&mut rand::rng());
+        let state = OrderedMutex::new(State { seq: 0, plan: Plan::default(), rng, retained: None });
+        Outlet { topic, from, from_name, routes, turns, retains: AtomicBool::new(false), state }
     }
 
     /// Sends one message, waiting for room at most as long as the options say.
@@ -223,12 +302,124 @@ impl PubSub {
             Ok(state) => state,
             Err(_) => outlet.state.lock().await,
         };
-        let mut sending = self.begin(outlet, &mut state, codec, payload, &options.target);
+        let mut sending = self.begin(outlet, &mut state, codec, payload, options);
         if !sending.waiting.is_empty() {
-            let timeout = options.timeout.unwrap_or(self.send_timeout);
-            sending.finish(timeout).await;
+            sending.finish(deadline(options.timeout.unwrap_or(self.times.room))).await;
         }
         Ok(self.count(sending.report))
+    }
+
+    /// Sends one message, and gives what will tell what became of it. Waits for room as [`PubSub::send`] does.
+    pub(crate) async fn submit(
+        self: &Arc<Self>,
+        outlet: &Arc<Outlet>,
+        codec: Codec,
+        payload: &Bytes,
+        options: &SendOptions,
+    ) -> Result<Receipt, SendError> {
+        if !options.is_acked() {
+            return self.send(outlet, codec, payload, options).await.map(Receipt::known);
+        }
+        self.check(outlet, payload)?;
+        let deadline = deadline(options.timeout.unwrap_or(self.times.acknowledgement));
+        let mut state = outlet.state.lock().await;
+        let mut sending = self.begin(outlet, &mut state, codec, payload, options);
+        if !sending.waiting.is_empty() {
+            sending.finish(deadline).await;
+        }
+        let Sending { content: Some(content), slots, mut report, .. } = sending else {
+            return Ok(Receipt::known(self.count(sending.report)));
+        };
+        let mut at: Vec<Result<Slot, (NodeId, DropReason)>> = slots.into_iter().map(Ok).collect();
+        if options.redeliver {
+            at.extend(report.dropped.drain(..).map(Err));
+        }
+        report.sent = 0; // counted as each of them goes on
+        let group = |at: &Result<Slot, (NodeId, DropReason)>| {
+            let node = at.as_ref().map_or_else(|(node, _)| *node, |slot| slot.node);
+            let mut groups = state.plan.route.groups.iter().filter(|_| options.redeliver);
+            groups.find(|group| group.members.iter().any(|member| member.id == node)).map(|group| group.name.clone())
+        };
+        let under_way = at.into_iter().map(|at| UnderWay { group: group(&at), at }).collect();
+        let redeliver = options.redeliver.then(|| options.target.clone());
+        let (pubsub, outlet) = (Arc::clone(self), Arc::clone(outlet));
+        Ok(Receipt::follow(Following { pubsub, outlet, content, report, deadline, redeliver }, under_way))
+    }
+
+    /// Sends a message that is to be acknowledged to nodes of one peer; to one node if that is this peer itself.
+    pub(super) fn post(&self, content: &Arc<Content>, peer: PeerId, targets: &[u32]) -> Result<Vec<Slot>, NotPosted> {
+        let lane = self.lanes.get(peer);
+        if peer != content.from.peer {
+            return lane.post(content, peer, targets);
+        }
+        let Some(index) = targets.first().copied() else { return Ok(Vec::new()) };
+        lane.post_here(content, NodeId { peer, index }, &self.inboxes.matching(index, &content.topic))
+    }
+
+    /// All subscriptions end once what they hold is taken. What is not taken and settled in time is handed back.
+    pub(crate) async fn drain(&self, patience: Duration) {
+        let open = self.inboxes.open();
+        open.iter().for_each(|inbox| inbox.drain());
+        let drained = async {
+            for inbox in &open {
+                inbox.drained().await;
+            }
+            self.lanes.all_settled().await;
+        };
+        if timeout_at(deadline(patience), drained).await.is_err() {
+            open.iter().for_each(|inbox| inbox.hand_back());
+        }
+    }
+
+    /// Keeps the last message of an outlet for who comes later, or does so no more.
+    pub(crate) fn retain(self: &Arc<Self>, outlet: &Arc<Outlet>, retain: bool) {
+        if outlet.retains.swap(retain, Ordering::AcqRel) || !retain {
+            return;
+        }
+        let (pubsub, outlet, mut routes) = (Arc::clone(self), Arc::downgrade(outlet), outlet.routes.clone());
+        // Ends with the outlet, with the routes, or when nothing is kept any more.
+        tokio::spawn(async move {
+            while routes.changed().await.is_ok() {
+                let Some(outlet) = outlet.upgrade().filter(|outlet| outlet.is_retaining()) else { return };
+                let mut state = outlet.state.lock().await;
+                pubsub.refresh(&outlet, &mut state.plan);
+                pubsub.catch_up(&outlet, &mut state);
+            }
+        });
+    }
+
+    /// Gives the message that is kept to all that came since, before any newer one.
+    fn catch_up(&self, outlet: &Outlet, state: &mut State) {
+        let State { plan, retained, .. } = state;
+        let Some(retained) = retained else { return };
+        if !retained.is_behind(plan.generation) {
+            return;
+        }
+        let listening = || {
+            let groups = plan.route.groups.iter().zip(&plan.ways);
+            groups.flat_map(|(group, ways)| group.members.iter().zip(ways))
+        };
+        let there = listening().filter_map(|(member, way)| {
+            let link = match way {
+                Way::Here => 0,
+                Way::Link { link, .. } => link.epoch(),
+                Way::Down => return None,
+            };
+            Some((member.id, Listens { link, filters: member.filters }))
+        });
+        let lacking = retained.lacking(plan.generation, there);
+        let Some(last) = retained.last().filter(|last| !lacking.is_empty() && !last.is_over()) else { return };
+        for (member, way) in listening().filter(|(member, _)| lacking.contains(&member.id)) {
+            match way {
+                Way::Here => {
+                    let inboxes = self.inboxes.matching(member.id.index, &outlet.topic);
+                    inboxes.iter().for_each(|inbox| drop(inbox.force(last.message())));
+                }
+                // Refused by a link that is down: it comes with the next.
+                Way::Link { link, alias } => drop(link.push_again(&last.outgoing(*alias, None, &[member.id.index]))),
+                Way::Down => {}
+            }
+        }
     }
 
     /// Sends one message to whom there is room for; the others are in the report. Never waits.
@@ -241,7 +432,8 @@ impl PubSub {
     ) -> Result<Option<SendReport>, SendError> {
         self.check(outlet, payload)?;
         let Ok(mut state) = outlet.state.try_lock() else { return Ok(None) };
-        let mut sending = self.begin(outlet, &mut state, codec, payload, target);
+        let options = SendOptions { target: target.clone(), ..SendOptions::default() };
+        let mut sending = self.begin(outlet, &mut state, codec, payload, &options);
         sending.give_up();
         Ok(Some(self.count(sending.report)))
     }
@@ -272,7 +464,7 @@ impl PubSub {
         Ok(())
     }
 
-    fn count(&self, report: SendReport) -> SendReport {
+    pub(super) fn count(&self, report: SendReport) -> SendReport {
         self.sent.fetch_add(report.sent as u64, Ordering::Relaxed);
         if !report.dropped.is_empty() {
             self.dropped.fetch_add(report.dropped.len() as u64, Ordering::Relaxed);
@@ -287,13 +479,35 @@ impl PubSub {
         state: &mut OrderedGuard<'_, State>,
         codec: Codec,
         payload: &'a Bytes,
-        target: &Target,
+        options: &SendOptions,
     ) -> Sending<'a> {
-        let State { seq, plan, rng } = &mut **state;
-        self.refresh(outlet, plan);
-        *seq += 1;
-        let report = SendReport::default();
-        let mut sending = Sending { pubsub: self, outlet, seq: *seq, codec, payload, report, waiting: Vec::new() };
+        self.refresh(outlet, &mut state.plan);
+        state.seq += 1;
+        let mut sending = Sending {
+            pubsub: self,
+            outlet,
+            seq: state.seq,
+            codec,
+            payload,
+            until: options.ttl.map(deadline),
+            retains: outlet.is_retaining(),
+            content: None,
+            slots: Vec::new(),
+            report: SendReport::default(),
+            waiting: Vec::new(),
+        };
+        if sending.retains {
+            state.retained.get_or_insert_default();
+            self.catch_up(outlet, state);
+            state.retained.get_or_insert_default().keep(Arc::new(sending.content()));
+        } else {
+            state.retained = None;
+        }
+        if options.is_acked() {
+            sending.content = Some(Arc::new(sending.content()));
+        }
+        let State { plan, rng, .. } = &mut **state;
+        let target = &options.target;
         let mut turns = None; // locked only if there is a choice
         let mut several: Receivers = SmallVec::new();
         for (group, ways) in plan.route.groups.iter().zip(&plan.ways) {
@@ -359,6 +573,21 @@ impl Outlet {
     pub(crate) fn topic(&self) -> &Topic {
         &self.topic
     }
+
+    /// Whether it keeps its last message.
+    pub(crate) fn is_retaining(&self) -> bool {
+        self.retains.load(Ordering::Acquire)
+    }
+
+    pub(super) fn routes(&self) -> &watch::Receiver<Arc<Routes>> {
+        &self.routes
+    }
+
+    /// Which of these nodes gets a message that another could not take.
+    pub(super) fn pick_again(&self, group: &Group, rng: &mut SmallRng) -> NodeId {
+        let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
+        group.members[turns.pick(&crate::mesh::Policy::RoundRobin, group, |_| 0, None, rng)].id
+    }
 }
 
 impl Way {
@@ -386,6 +615,20 @@ impl Sending<'_> {
 
     /// Gives the message to nodes of one peer, or notes that it has to wait.
     fn give(&mut self, way: &Way, peer: PeerId, targets: &[u32]) {
+        if let Some(content) = &self.content {
+            match self.pubsub.post(content, peer, targets) {
+                Ok(slots) => {
+                    self.report.sent += slots.len();
+                    self.slots.extend(slots);
+                }
+                // One node's pause is not the others', and nodes of this process are served one by one.
+                Err(_) if targets.len() > 1 => targets.iter().for_each(|target| self.give(way, peer, &[*target])),
+                Err(NotPosted::Never(why)) => self.drop_for(peer, targets, why),
+                Err(NotPosted::Link(_, why)) => self.wait(Via::Lane, targets, peer, why),
+                Err(NotPosted::Wait) => self.wait(Via::Lane, targets, peer, DropReason::SubscriptionFull),
+            }
+            return;
+        }
         match way {
             Way::Here => targets.iter().for_each(|target| self.give_here(*target)),
             Way::Down => self.drop_for(peer, targets, DropReason::LinkDown),
@@ -402,8 +645,7 @@ impl Sending<'_> {
                 Err(refused) => {
                     let why =
                         if refused == Refused::Full { DropReason::LinkFull } else { DropReason::SubscriptionFull };
-                    let via = Via::Link(link.clone(), *alias);
-                    self.waiting.push(Waiting { via, targets: targets.to_vec(), peer, why });
+                    self.wait(Via::Link(link.clone(), *alias), targets, peer, why);
                 }
             },
         }
@@ -422,9 +664,12 @@ impl Sending<'_> {
         if full.is_empty() {
             self.report.sent += 1;
         } else {
-            let (via, targets) = (Via::Inboxes(full), vec![node]);
-            self.waiting.push(Waiting { via, targets, peer, why: DropReason::SubscriptionFull });
+            self.wait(Via::Inboxes(full), &[node], peer, DropReason::SubscriptionFull);
         }
+    }
+
+    fn wait(&mut self, via: Via, targets: &[u32], peer: PeerId, why: DropReason) {
+        self.waiting.push(Waiting { via, targets: targets.to_vec(), peer, why });
     }
 
     fn push(&self, link: &Link, alias: u32, targets: &[u32]) -> Result<(), Refused> {
@@ -437,6 +682,9 @@ impl Sending<'_> {
             codec: self.codec,
             targets,
             payload: self.payload,
+            delivery: None,
+            until: self.until,
+            retains: self.retains,
         })
     }
 
@@ -449,20 +697,34 @@ impl Sending<'_> {
             codec: self.codec,
             payload: self.payload.clone(),
             lagged: 0,
+            retains: self.retains,
+            claimed: timed(self.until),
         }
     }
 
-    /// Waits for room, for all that wait together no longer than `timeout`.
-    async fn finish(&mut self, timeout: Duration) {
-        if timeout.is_zero() {
+    /// The message, as it is kept.
+    fn content(&self) -> Content {
+        Content {
+            topic: self.outlet.topic.clone(),
+            from: self.outlet.from,
+            from_name: self.outlet.from_name.clone(),
+            seq: self.seq,
+            codec: self.codec,
+            payload: self.payload.clone(),
+            until: self.until,
+            retains: self.retains,
+        }
+    }
+
+    /// Waits for room, for all that wait together no longer than to the deadline.
+    async fn finish(&mut self, deadline: Instant) {
+        if deadline <= Instant::now() {
             return self.give_up();
         }
-        // A time so long that it cannot be counted is for ever, or near enough.
-        let now = Instant::now();
-        let deadline = now.checked_add(timeout).unwrap_or(now + FOR_EVER);
+        let deadline = self.until.map_or(deadline, |until| until.min(deadline));
         for Waiting { mut via, targets, peer, mut why } in std::mem::take(&mut self.waiting) {
             let given = loop {
-                match self.again(&mut via, &targets, deadline).await {
+                match self.again(&mut via, peer, &targets, deadline).await {
                     Again::Given => break true,
                     Again::Not(reason) => {
                         why = reason;
@@ -477,13 +739,15 @@ impl Sending<'_> {
                 if let (Via::Link(link, _), DropReason::LinkFull) = (&via, why) {
                     link.set_stalled();
                 }
+                let over = self.until.is_some_and(|until| until <= Instant::now());
+                let why = if over { DropReason::Expired } else { why };
                 self.drop_for(peer, &targets, why);
             }
         }
     }
 
     /// Tries once more, and waits for a change if there is no room yet.
-    async fn again(&self, via: &mut Via, targets: &[u32], deadline: Instant) -> Again {
+    async fn again(&mut self, via: &mut Via, peer: PeerId, targets: &[u32], deadline: Instant) -> Again {
         match via {
             Via::Link(link, alias) => {
                 let mut changed = pin!(link.changed());
@@ -497,6 +761,7 @@ impl Sending<'_> {
                 };
                 if timeout_at(deadline, changed).await.is_err() { Again::Not(why) } else { Again::Wait(why) }
             }
+            Via::Lane => self.post_again(peer, targets, deadline).await,
             Via::Inboxes(full) => {
                 let Some(inbox) = full.last().cloned() else { return Again::Given };
                 let mut room = pin!(inbox.room());
@@ -513,6 +778,28 @@ impl Sending<'_> {
         }
     }
 
+    /// Tries once more to send what is to be acknowledged.
+    async fn post_again(&mut self, peer: PeerId, targets: &[u32], deadline: Instant) -> Again {
+        let Some(content) = &self.content else { return Again::Given };
+        let lane = self.pubsub.lanes.get(peer);
+        let mut changed = pin!(lane.room());
+        changed.as_mut().enable();
+        let (why, refused) = match self.pubsub.post(content, peer, targets) {
+            Ok(slots) => {
+                self.slots.extend(slots);
+                return Again::Given;
+            }
+            Err(NotPosted::Never(why)) => return Again::Not(why),
+            Err(NotPosted::Wait) => (DropReason::SubscriptionFull, None),
+            Err(NotPosted::Link(link, why)) => (why, Some(link)),
+        };
+        let waited = match refused {
+            None => timeout_at(deadline, changed).await,
+            Some(link) => timeout_at(deadline, link.has_room(content.payload.len())).await,
+        };
+        if waited.is_err() { Again::Not(why) } else { Again::Wait(why) }
+    }
+
     fn give_up(&mut self) {
         for Waiting { targets, peer, why, .. } in std::mem::take(&mut self.waiting) {
             self.drop_for(peer, &targets, why);
@@ -522,6 +809,17 @@ impl Sending<'_> {
     fn drop_for(&mut self, peer: PeerId, targets: &[u32], why: DropReason) {
         self.report.dropped.extend(targets.iter().map(|index| (NodeId { peer, index: *index }, why)));
     }
+}
+
+/// What goes with a message of limited time.
+fn timed(until: Option<Instant>) -> Claimed {
+    Claimed(until.map(|until| Arc::new(Claim::new(Some(until.into_std()), None))))
+}
+
+/// After that time. One so long that it cannot be counted is for ever, or near enough.
+fn deadline(time: Duration) -> Instant {
+    let now = Instant::now();
+    now.checked_add(time).unwrap_or(now + FOR_EVER)
 }
 
 /// Receivers that most messages have at most.

@@ -116,7 +116,7 @@ pub(crate) async fn next(subscription: &mut Subscription) -> Message {
 
 /// Says to everybody that listens to the topic that nothing more comes. What was sent before comes before.
 pub(crate) async fn end(publisher: &Publisher) {
-    let options = SendOptions { target: Target::All, timeout: Some(PATIENCE) };
+    let options = SendOptions { target: Target::All, timeout: Some(PATIENCE), ..SendOptions::default() };
     let report = publisher.publish(Codec::Text, Bytes::from_static(END), &options).await.unwrap();
     assert_eq!(report.dropped, [], "the end reaches everybody");
 }

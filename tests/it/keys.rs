@@ -262,7 +262,7 @@ async fn a_home_keeps_key_and_identity_over_a_restart() {
 
 /// Numbered messages, with all the patience that it takes.
 async fn numbers(topic: meshd::Publisher) {
-    let options = SendOptions { target: Target::EachGroup, timeout: Some(PATIENCE) };
+    let options = SendOptions { target: Target::EachGroup, timeout: Some(PATIENCE), ..SendOptions::default() };
     for number in 1..=NUMBERS {
         let payload = Bytes::copy_from_slice(&number.to_be_bytes());
         let report = topic.publish(Codec::Bytes, payload, &options).await.unwrap();

@@ -147,7 +147,7 @@ async fn a_target_narrows_down_who_gets_a_message() {
         (Target::EachGroup, 2),
     ];
     for (number, (target, matched)) in (0u32..).zip(&targets) {
-        let options = SendOptions { target: target.clone(), timeout: None };
+        let options = SendOptions { target: target.clone(), timeout: None, ..SendOptions::default() };
         let report = topic.publish(Codec::Bytes, number.to_be_bytes().to_vec().into(), &options).await.unwrap();
         assert_eq!(report, sent(*matched), "{target:?}");
     }
@@ -363,7 +363,7 @@ async fn a_smaller_limit_holds_where_it_is_configured_and_does_not_cost_the_link
     // A peer that is allowed more sends more than this one takes: the message may be lost, but not the peer.
     let topic = large.publisher("t").unwrap();
     listened_by(&topic, 2).await;
-    let to_small = SendOptions { target: Target::Node(small.id()), timeout: Some(PATIENCE) };
+    let to_small = SendOptions { target: Target::Node(small.id()), timeout: Some(PATIENCE), ..SendOptions::default() };
     let _ = topic.publish(Codec::Bytes, vec![0; 10_000].into(), &to_small).await.unwrap();
     until("a small message gets through again", async || {
         let report = topic.publish(Codec::Text, "small".into(), &to_small).await.unwrap();
@@ -432,7 +432,7 @@ async fn messages_arrive_in_order_and_exactly_once() {
         let publisher = sender.publisher(topic).unwrap();
         sending.push(tokio::spawn(async move {
             listened_by(&publisher, 2).await;
-            let options = SendOptions { target: Target::EachGroup, timeout: Some(PATIENCE) };
+            let options = SendOptions { target: Target::EachGroup, timeout: Some(PATIENCE), ..SendOptions::default() };
             for number in 0..ORDERED {
                 let payload = Bytes::copy_from_slice(&number.to_be_bytes());
                 assert_eq!(publisher.publish(Codec::Bytes, payload, &options).await.unwrap(), sent(2));
@@ -451,7 +451,7 @@ fn number(message: &Message) -> u32 {
 
 /// The report of a message that went to all it was for.
 fn sent(to: usize) -> SendReport {
-    SendReport { matched: to, sent: to, dropped: Vec::new() }
+    SendReport { matched: to, sent: to, ..SendReport::default() }
 }
 
 /// Fewer than fit into a subscription's queue.

@@ -115,7 +115,7 @@ async fn check(count: usize, stranger: impl Fn(TcpStream) + Clone + Send + 'stat
     let sending = tokio::spawn({
         let enough = Arc::clone(&enough);
         async move {
-            let options = SendOptions { target: Target::EachGroup, timeout: Some(PATIENCE) };
+            let options = SendOptions { target: Target::EachGroup, timeout: Some(PATIENCE), ..SendOptions::default() };
             let mut sent = 0;
             while !enough.load(Ordering::Relaxed) {
                 assert_eq!(topic.publish(Codec::Bytes, Bytes::new(), &options).await.unwrap().sent, 1);

@@ -41,7 +41,8 @@ async fn drop_newest_keeps_the_oldest_and_says_how_many_went() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn bytes_count_as_messages_do() {
-    let options = ListenOptions { messages: 1000, bytes: 100_000, overflow: Overflow::DropOldest };
+    let options =
+        ListenOptions { messages: 1000, bytes: 100_000, overflow: Overflow::DropOldest, ..ListenOptions::default() };
     let (sender, receiver, mut messages) = linked(options).await;
     for _ in 0..5 {
         sender.send_bytes(vec![1; 40_000]).await.unwrap();
@@ -135,7 +136,11 @@ async fn a_subscription_that_blocks_holds_up_neither_other_nodes_nor_other_topic
     listened_by(&u, 1).await;
     let mut seq = 0;
     loop {
-        let options = SendOptions { target: Target::EachGroup, timeout: Some(Duration::from_millis(50)) };
+        let options = SendOptions {
+            target: Target::EachGroup,
+            timeout: Some(Duration::from_millis(50)),
+            ..SendOptions::default()
+        };
         let report = t.publish(Codec::Bytes, Bytes::new(), &options).await.unwrap();
         seq += 1;
         for messages in &mut fast {
@@ -335,14 +340,19 @@ async fn send_and_arrive(sender: &Publisher, receiver: &Node, count: u64) {
 }
 
 async fn send_for(sender: &Publisher, timeout: Duration) -> SendReport {
-    let options = SendOptions { target: Target::EachGroup, timeout: Some(timeout) };
+    let options = SendOptions { target: Target::EachGroup, timeout: Some(timeout), ..SendOptions::default() };
     sender.publish(Codec::Bytes, Bytes::new(), &options).await.unwrap()
 }
 
 fn refused(node: &Node) -> SendReport {
-    SendReport { matched: 1, sent: 0, dropped: vec![(node.id(), DropReason::SubscriptionFull)] }
+    SendReport {
+        matched: 1,
+        sent: 0,
+        dropped: vec![(node.id(), DropReason::SubscriptionFull)],
+        ..SendReport::default()
+    }
 }
 
 fn small(overflow: Overflow) -> ListenOptions {
-    ListenOptions { messages: 10, bytes: 1 << 20, overflow }
+    ListenOptions { messages: 10, bytes: 1 << 20, overflow, ..ListenOptions::default() }
 }
