@@ -6,8 +6,10 @@
 
 mod cluster;
 mod daemon;
+mod delivery;
 mod keys;
 mod membership;
+mod proxy;
 mod sending;
 mod strangers;
 mod subscriptions;
