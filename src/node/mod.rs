@@ -379,6 +379,7 @@ impl Node {
             }
         }
         host.protocols.pubsub.inboxes().finish();
+        host.protocols.pubsub.lanes().end();
     }
 }
 

@@ -138,6 +138,12 @@ impl Lanes {
         self.lanes.write().unwrap_or_else(PoisonError::into_inner).remove(&peer);
     }
 
+    /// This peer is at its end: nothing will be heard of what it sent.
+    pub(crate) fn end(&self) {
+        let peers: Vec<PeerId> = self.lanes.read().unwrap_or_else(PoisonError::into_inner).keys().copied().collect();
+        peers.into_iter().for_each(|peer| self.gone(peer));
+    }
+
     /// Waits until something was said of all that arrived.
     pub(crate) async fn all_settled(&self) {
         loop {

@@ -21,7 +21,7 @@ use super::retain::{Listens, Retained};
 use super::subscription::{Inbox, Inboxes, Put};
 use crate::mesh::delivery::{Claim, Claimed};
 use crate::mesh::{
-    Codec, DropReason, Group, Message, NodeId, NodeName, PeerId, Routes, SendReport, Target, Topic, Turns,
+    Codec, DropReason, Group, Message, NodeId, NodeName, PeerId, Route, Routes, SendReport, Target, Topic, Turns,
 };
 use crate::net::{Link, Links, Outgoing, Refused};
 use crate::wire::frame;
@@ -77,7 +77,7 @@ struct State {
 #[derive(Debug, Default)]
 struct Plan {
     generation: Option<u64>,
-    route: crate::mesh::Route,
+    route: Arc<Route>,
     /// For each member of each group, in the order of the route.
     ways: Vec<Vec<Way>>,
 }
@@ -185,6 +185,8 @@ struct Sending<'a> {
     /// Set if it is to be acknowledged, with who it is under way to.
     content: Option<Arc<Content>>,
     slots: Vec<Slot>,
+    /// Where to find another of the group for who cannot take it.
+    others: Option<Arc<Route>>,
     report: SendReport,
     waiting: Vec<Waiting>,
 }
@@ -416,7 +418,9 @@ impl PubSub {
             match way {
                 Way::Here => {
                     let inboxes = self.inboxes.matching(member.id.index, &outlet.topic);
-                    inboxes.iter().for_each(|inbox| drop(inbox.force(last.message())));
+                    for inbox in &inboxes {
+                        inbox.force(last.message());
+                    }
                 }
                 // Refused by a link that is down: it comes with the next.
                 Way::Link { link, alias } => drop(link.push_again(&last.outgoing(*alias, None, &[member.id.index]))),
@@ -443,7 +447,7 @@ impl PubSub {
 
     /// How many nodes listen to the outlet's topic.
     pub(crate) fn listeners(&self, outlet: &Outlet) -> usize {
-        let count = |route: &crate::mesh::Route| route.groups.iter().map(|group| group.members.len()).sum();
+        let count = |route: &Route| route.groups.iter().map(|group| group.members.len()).sum();
         match outlet.state.try_lock() {
             Ok(mut state) => {
                 self.refresh(outlet, &mut state.plan);
@@ -496,6 +500,7 @@ impl PubSub {
             retains: outlet.is_retaining(),
             content: None,
             slots: Vec::new(),
+            others: None,
             report: SendReport::default(),
             waiting: Vec::new(),
         };
@@ -508,6 +513,8 @@ impl PubSub {
         }
         if options.is_acked() {
             sending.content = Some(Arc::new(sending.content()));
+            let one_of_a_group = matches!(options.target, Target::EachGroup | Target::Group(_));
+            sending.others = (options.redeliver && one_of_a_group).then(|| Arc::clone(&state.plan.route));
         }
         let State { plan, rng, .. } = &mut **state;
         let target = &options.target;
@@ -568,7 +575,7 @@ impl PubSub {
         plan.ways =
             route.groups.iter().map(|group| group.members.iter().map(|member| way(member.id.peer)).collect()).collect();
         outlet.turns.lock().unwrap_or_else(PoisonError::into_inner).retain(&route.groups);
-        plan.route = route;
+        plan.route = Arc::new(route);
     }
 }
 
@@ -627,6 +634,7 @@ impl Sending<'_> {
                 // One node's pause is not the others', and nodes of this process are served one by one.
                 Err(_) if targets.len() > 1 => targets.iter().for_each(|target| self.give(way, peer, &[*target])),
                 Err(NotPosted::Never(why)) => self.drop_for(peer, targets, why),
+                Err(_) if self.post_to_another(peer, targets) => self.report.sent += 1,
                 Err(NotPosted::Link(_, why)) => self.wait(Via::Lane, targets, peer, why),
                 Err(NotPosted::Wait) => self.wait(Via::Lane, targets, peer, DropReason::SubscriptionFull),
             }
@@ -781,6 +789,19 @@ impl Sending<'_> {
         }
     }
 
+    /// Gives the message to another of the group that has room, if it may go to any.
+    fn post_to_another(&mut self, peer: PeerId, targets: &[u32]) -> bool {
+        let (Some(route), Some(content), [index]) = (&self.others, &self.content, targets) else { return false };
+        let full = NodeId { peer, index: *index };
+        let mut groups = route.groups.iter().map(|group| &group.members);
+        let Some(members) = groups.find(|members| members.iter().any(|member| member.id == full)) else { return false };
+        let mut others = members.iter().map(|member| member.id).filter(|id| *id != full);
+        let posted = others.find_map(|id| self.pubsub.post(content, id.peer, &[id.index]).ok());
+        let Some(slots) = posted else { return false };
+        self.slots.extend(slots);
+        true
+    }
+
     /// Tries once more to send what is to be acknowledged.
     async fn post_again(&mut self, peer: PeerId, targets: &[u32], deadline: Instant) -> Again {
         let Some(content) = &self.content else { return Again::Given };
@@ -796,11 +817,17 @@ impl Sending<'_> {
             Err(NotPosted::Wait) => (DropReason::SubscriptionFull, None),
             Err(NotPosted::Link(link, why)) => (why, Some(link)),
         };
+        let payload = content.payload.len();
+        if self.post_to_another(peer, targets) {
+            return Again::Given;
+        }
+        // Another of the group may have room before this one has.
+        let until = if self.others.is_some() { deadline.min(Instant::now() + ASK_OTHERS) } else { deadline };
         let waited = match refused {
-            None => timeout_at(deadline, changed).await,
-            Some(link) => timeout_at(deadline, link.has_room(content.payload.len())).await,
+            None => timeout_at(until, changed).await,
+            Some(link) => timeout_at(until, link.has_room(payload)).await,
         };
-        if waited.is_err() { Again::Not(why) } else { Again::Wait(why) }
+        if waited.is_err() && until == deadline { Again::Not(why) } else { Again::Wait(why) }
     }
 
     fn give_up(&mut self) {
@@ -827,6 +854,8 @@ fn deadline(time: Duration) -> Instant {
 
 /// Receivers that most messages have at most.
 const FEW: usize = 4;
+/// How often all of a group are asked for room while all are full.
+const ASK_OTHERS: Duration = Duration::from_millis(20);
 /// A day: who waits longer for one message is not helped by waiting on.
 const FOR_EVER: Duration = Duration::from_secs(86_400);
 /// Topics whose turns are remembered after their last sender went. Beyond, those without a sender start over.

@@ -313,6 +313,56 @@ async fn a_message_that_a_worker_hands_back_goes_to_another_and_to_the_same_if_t
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_is_stuck_holds_up_no_work_that_others_can_do() {
+    const JOBS: u32 = 1000;
+    let cluster = Cluster::new();
+    let [sender, stuck, works] = cluster.start_all(["sender", "worker", "worker"]).await;
+    let _unread = stuck.listen("jobs").await.unwrap();
+    let mut messages = works.listen("jobs").await.unwrap();
+    let jobs = sender.publisher("jobs").unwrap();
+    listened_by(&jobs, 2).await;
+    let began = now();
+    let options = SendOptions { timeout: Some(Duration::from_secs(60)), ..redelivered() };
+    let sending = tokio::spawn(async move {
+        let mut receipts = Vec::new();
+        for n in 0..JOBS {
+            receipts.push(submit(&jobs, n, &options).await);
+        }
+        receipts
+    });
+    // What the stuck one may have at a time is with it, all else is done.
+    let held = 256;
+    let mut done = numbers(&mut messages, JOBS as usize - held).await;
+    let receipts = within("all are sent", sending).await.unwrap();
+    println!("{} of {JOBS} done in {:?}", done.len(), began.elapsed());
+    stuck.shutdown().await;
+    done.extend(numbers(&mut messages, held).await);
+    assert_eq!(done, (0..JOBS).collect::<HashSet<_>>());
+    let mut redelivered = 0;
+    for receipt in receipts {
+        let report = within("the report", receipt).await;
+        redelivered += report.redelivered;
+        assert_eq!(SendReport { redelivered: 0, ..report }, taken(1));
+    }
+    assert_eq!(redelivered, held);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn at_the_end_of_the_sender_its_receipts_say_that_no_answer_will_come() {
+    let cluster = Cluster::new();
+    let [sender, receiver] = cluster.start_all(["sender", "receiver"]).await;
+    let _unread = receiver.listen("t").await.unwrap();
+    let topic = sender.publisher("t").unwrap();
+    listened_by(&topic, 1).await;
+    let receipt = submit(&topic, 1, &acked()).await;
+    within("it ends", sender.shutdown()).await;
+    let ended = now();
+    let report = within("the report", receipt).await;
+    assert_eq!(report, SendReport { dropped: vec![(receiver.id(), DropReason::Gone)], ..sent(1) });
+    assert!(ended.elapsed() < Duration::from_secs(2), "{:?}", ended.elapsed());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_message_whose_time_is_over_is_not_delivered_and_stops_no_other() {
     // E-OUTBOX: an expired message is skipped, and what comes behind it goes on.
     let Cut { sender, receiver, proxy, topic, mut messages } = Cut::new().await;
