@@ -21,8 +21,8 @@ pub use self::codec::DecodeError;
 pub use self::events::Events;
 pub use self::publisher::Publisher;
 pub use self::subscription::{Subscription, WhileListened};
+pub use crate::protocol::pubsub::receipt::Receipt;
 pub use crate::protocol::pubsub::{SendError, SendOptions};
-pub use crate::protocol::receipt::Receipt;
 pub use crate::protocol::subscription::{Acknowledge, ListenOptions, Overflow};
 
 use crate::keys::Ticket;

@@ -9,8 +9,8 @@ use tokio::time::timeout;
 
 use super::{Node, Subscription, WhileListened, codec};
 use crate::mesh::{Codec, SendReport, Target, Topic};
+use crate::protocol::pubsub::receipt::Receipt;
 use crate::protocol::pubsub::{Outlet, SendError, SendOptions};
-use crate::protocol::receipt::Receipt;
 
 /// Sends on one topic. Cheap to clone; all clones of one node's publisher share its order and numbers.
 #[derive(Clone, Debug)]

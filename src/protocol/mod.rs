@@ -3,7 +3,7 @@
 //! | frame | protocol |
 //! |---|---|
 //! | topic, node, message | [`pubsub`] sends to groups of listeners, [`arrivals`] receives, [`subscription`] holds what arrived |
-//! | ack | [`delivery`]: what became of messages, and what goes out again; [`receipt`]: what the sender learns of it |
+//! | ack | [`delivery`]: what became of messages, and what goes out again; [`pubsub::receipt`]: what the sender learns of it |
 //! | call, cancel | [`services`]: what this peer's nodes offer |
 //! | answer | [`calls`]: what this peer's nodes have asked |
 //! | ping, pong | [`ping`]: the round trip of a link |
@@ -15,8 +15,6 @@ pub(crate) mod calls;
 pub(crate) mod delivery;
 pub(crate) mod ping;
 pub(crate) mod pubsub;
-pub(crate) mod receipt;
-pub(crate) mod retain;
 pub(crate) mod services;
 pub(crate) mod subscription;
 

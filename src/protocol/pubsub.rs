@@ -1,8 +1,12 @@
 //! Messages on topics: from a sending node along the routes to links and to nodes of this process, and from links into
 //! subscriptions.
 
+mod options;
+pub(crate) mod receipt;
+mod retain;
+mod sending;
+
 use std::collections::HashMap;
-use std::pin::pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -14,17 +18,14 @@ use smallvec::SmallVec;
 use tokio::sync::{Mutex as OrderedMutex, MutexGuard as OrderedGuard, watch};
 use tokio::time::{Instant, timeout_at};
 
+pub use self::options::{SendError, SendOptions};
+use self::retain::Retained;
+use self::sending::Sending;
 use super::delivery::{Content, Lanes, NotPosted, Slot};
 use super::ping::Pings;
-use super::receipt::{Following, Receipt, UnderWay};
-use super::retain::{Listens, Retained};
-use super::subscription::{Inbox, Inboxes, Put};
-use crate::mesh::delivery::{Claim, Claimed};
-use crate::mesh::{
-    Codec, DropReason, Group, Message, NodeId, NodeName, PeerId, Route, Routes, SendReport, Target, Topic, Turns,
-};
-use crate::net::{Link, Links, Outgoing, Refused};
-use crate::wire::frame;
+use super::subscription::Inboxes;
+use crate::mesh::{Codec, Group, NodeId, NodeName, PeerId, Route, Routes, SendReport, Target, Topic, Turns};
+use crate::net::{Link, Links};
 
 /// What all nodes of a peer share for sending and receiving.
 #[derive(Debug)]
@@ -95,125 +96,8 @@ enum Way {
     Down,
 }
 
-/// How one message is sent.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct SendOptions {
-    /// To whom it goes.
-    pub target: Target,
-    /// How long a full link or subscription may hold it up before it is dropped for that node. `None`: as configured,
-    /// 1 s by default. Zero never waits. If it is to be acknowledged, that has to be done in this time too, by default 10 s.
-    pub timeout: Option<Duration>,
-    /// Whether the report waits until each receiver has taken the message. If its link is lost meanwhile, it goes out again
-    /// over the next, and still comes once.
-    pub acked: bool,
-    /// Whether a receiver that cannot take it is replaced by another of its group. Implies `acked`.
-    pub redeliver: bool,
-    /// For how long it is of use. Later it is not delivered any more, wherever it is. `None`: for ever.
-    pub ttl: Option<Duration>,
-}
-
-impl SendOptions {
-    /// The send waits until every receiver has taken the message, and the report says who did.
-    ///
-    /// While a peer's link is down, the message waits for the next link, for `times.resume` (3 s); it comes at most once, and
-    /// in order with all others that come.
-    #[must_use]
-    pub fn acked(mut self) -> Self {
-        self.acked = true;
-        self
-    }
-
-    /// A receiver that is gone, is full, hands the message back or does not listen any more is replaced by another of its
-    /// group, and waited for if there is none, until time is up. Acknowledged too.
-    ///
-    /// So the message is handled at least once: twice if a worker ended after it had handled the message and before it said
-    /// so, or was out of reach for longer than `times.resume`. What goes to another node comes out of order there.
-    #[must_use]
-    pub fn redeliver(mut self) -> Self {
-        self.redeliver = true;
-        self
-    }
-
-    /// After this time the message is not delivered any more: not sent from a queue, not taken out of a subscription.
-    #[must_use]
-    pub fn ttl(mut self, ttl: Duration) -> Self {
-        self.ttl = Some(ttl);
-        self
-    }
-
-    fn is_acked(&self) -> bool {
-        self.acked || self.redeliver
-    }
-}
-
-/// Why a message was not sent to anybody.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum SendError {
-    /// It is larger than the mesh takes. Nothing was sent.
-    #[error("a message of {len} bytes, over the limit of {max}")]
-    TooLarge {
-        /// Its size in bytes.
-        len: usize,
-        /// The limit in bytes.
-        max: usize,
-    },
-    /// The topic is not one. Nothing was sent.
-    #[error(transparent)]
-    Topic(#[from] crate::mesh::BadName),
-    /// The value cannot be encoded. Nothing was sent.
-    #[error("the value cannot be encoded: {0}")]
-    Encode(String),
-    /// The peer has shut down.
-    #[error("the peer has shut down")]
-    Closed,
-}
-
 /// Who gets one message. On the stack for as many as there mostly are.
 type Receivers = SmallVec<[(NodeId, Way); FEW]>;
-
-/// A message that is being sent.
-struct Sending<'a> {
-    pubsub: &'a PubSub,
-    outlet: &'a Outlet,
-    seq: u64,
-    codec: Codec,
-    payload: &'a Bytes,
-    /// When its time is over.
-    until: Option<Instant>,
-    retains: bool,
-    /// Set if it is to be acknowledged, with who it is under way to.
-    content: Option<Arc<Content>>,
-    slots: Vec<Slot>,
-    /// Where to find another of the group for who cannot take it.
-    others: Option<Arc<Route>>,
-    report: SendReport,
-    waiting: Vec<Waiting>,
-}
-
-/// Nodes for which the message found no room yet.
-struct Waiting {
-    via: Via,
-    targets: Vec<u32>,
-    peer: PeerId,
-    why: DropReason,
-}
-
-/// What came of another try.
-enum Again {
-    Given,
-    Not(DropReason),
-    /// Something changed: try again.
-    Wait(DropReason),
-}
-
-enum Via {
-    Link(Link, u32),
-    /// Subscriptions of one node of this process.
-    Inboxes(Vec<Arc<Inbox>>),
-    /// What is to be acknowledged.
-    Lane,
-}
 
 impl PubSub {
     /// `max_unsettled`: bytes per peer that wait to be acknowledged.
@@ -311,46 +195,6 @@ impl PubSub {
         Ok(self.count(sending.report))
     }
 
-    /// Sends one message, and gives what will tell what became of it. Waits for room as [`PubSub::send`] does.
-    pub(crate) async fn submit(
-        self: &Arc<Self>,
-        outlet: &Arc<Outlet>,
-        codec: Codec,
-        payload: &Bytes,
-        options: &SendOptions,
-    ) -> Result<Receipt, SendError> {
-        if !options.is_acked() {
-            return self.send(outlet, codec, payload, options).await.map(Receipt::known);
-        }
-        self.check(outlet, payload)?;
-        let deadline = deadline(options.timeout.unwrap_or(self.times.acknowledgement));
-        let mut state = outlet.state.lock().await;
-        let mut sending = self.begin(outlet, &mut state, codec, payload, options);
-        if !sending.waiting.is_empty() {
-            sending.finish(deadline).await;
-        }
-        let Sending { content: Some(content), slots, mut report, .. } = sending else {
-            return Ok(Receipt::known(self.count(sending.report)));
-        };
-        let mut at: Vec<Result<Slot, (NodeId, DropReason)>> = slots.into_iter().map(Ok).collect();
-        if options.redeliver {
-            at.extend(report.dropped.drain(..).map(Err));
-        }
-        if at.is_empty() {
-            return Ok(Receipt::known(self.count(report)));
-        }
-        report.sent = 0; // counted as each of them goes on
-        let group = |at: &Result<Slot, (NodeId, DropReason)>| {
-            let node = at.as_ref().map_or_else(|(node, _)| *node, |slot| slot.node);
-            let mut groups = state.plan.route.groups.iter().filter(|_| options.redeliver);
-            groups.find(|group| group.members.iter().any(|member| member.id == node)).map(|group| group.name.clone())
-        };
-        let under_way = at.into_iter().map(|at| UnderWay { group: group(&at), at }).collect();
-        let redeliver = options.redeliver.then(|| options.target.clone());
-        let (pubsub, outlet) = (Arc::clone(self), Arc::clone(outlet));
-        Ok(Receipt::follow(Following { pubsub, outlet, content, report, deadline, redeliver }, under_way))
-    }
-
     /// Sends a message that is to be acknowledged to nodes of one peer; to one node if that is this peer itself.
     pub(super) fn post(&self, content: &Arc<Content>, peer: PeerId, targets: &[u32]) -> Result<Vec<Slot>, NotPosted> {
         let lane = self.lanes.get(peer);
@@ -373,59 +217,6 @@ impl PubSub {
         };
         if timeout_at(deadline(patience), drained).await.is_err() {
             open.iter().for_each(|inbox| inbox.hand_back());
-        }
-    }
-
-    /// Keeps the last message of an outlet for who comes later, or does so no more.
-    pub(crate) fn retain(self: &Arc<Self>, outlet: &Arc<Outlet>, retain: bool) {
-        if outlet.retains.swap(retain, Ordering::AcqRel) || !retain {
-            return;
-        }
-        let (pubsub, outlet, mut routes) = (Arc::clone(self), Arc::downgrade(outlet), outlet.routes.clone());
-        // Ends with the outlet, with the routes, or when nothing is kept any more.
-        tokio::spawn(async move {
-            while routes.changed().await.is_ok() {
-                let Some(outlet) = outlet.upgrade().filter(|outlet| outlet.is_retaining()) else { return };
-                let mut state = outlet.state.lock().await;
-                pubsub.refresh(&outlet, &mut state.plan);
-                pubsub.catch_up(&outlet, &mut state);
-            }
-        });
-    }
-
-    /// Gives the message that is kept to all that came since, before any newer one.
-    fn catch_up(&self, outlet: &Outlet, state: &mut State) {
-        let State { plan, retained, .. } = state;
-        let Some(retained) = retained else { return };
-        if !retained.is_behind(plan.generation) {
-            return;
-        }
-        let listening = || {
-            let groups = plan.route.groups.iter().zip(&plan.ways);
-            groups.flat_map(|(group, ways)| group.members.iter().zip(ways))
-        };
-        let there = listening().filter_map(|(member, way)| {
-            let link = match way {
-                Way::Here => 0,
-                Way::Link { link, .. } => link.epoch(),
-                Way::Down => return None,
-            };
-            Some((member.id, Listens { link, filters: member.filters }))
-        });
-        let lacking = retained.lacking(plan.generation, there);
-        let Some(last) = retained.last().filter(|last| !lacking.is_empty() && !last.is_over()) else { return };
-        for (member, way) in listening().filter(|(member, _)| lacking.contains(&member.id)) {
-            match way {
-                Way::Here => {
-                    let inboxes = self.inboxes.matching(member.id.index, &outlet.topic);
-                    for inbox in &inboxes {
-                        inbox.force(last.message());
-                    }
-                }
-                // Refused by a link that is down: it comes with the next.
-                Way::Link { link, alias } => drop(link.push_again(&last.outgoing(*alias, None, &[member.id.index]))),
-                Way::Down => {}
-            }
         }
     }
 
@@ -610,242 +401,6 @@ impl Way {
     }
 }
 
-impl Sending<'_> {
-    /// Groups the receivers by peer, so that the message crosses each link once.
-    fn give_all(&mut self, mut receivers: Receivers) {
-        receivers.sort_unstable_by_key(|(id, _)| *id);
-        let mut rest = &receivers[..];
-        while let Some((first, way)) = rest.first() {
-            let same = rest.iter().take_while(|(id, _)| id.peer == first.peer).count().min(frame::MAX_TARGETS);
-            let targets: SmallVec<[u32; FEW]> = rest[..same].iter().map(|(id, _)| id.index).collect();
-            self.give(way, first.peer, &targets);
-            rest = &rest[same..];
-        }
-    }
-
-    /// Gives the message to nodes of one peer, or notes that it has to wait.
-    fn give(&mut self, way: &Way, peer: PeerId, targets: &[u32]) {
-        if let Some(content) = &self.content {
-            match self.pubsub.post(content, peer, targets) {
-                Ok(slots) => {
-                    self.report.sent += slots.len();
-                    self.slots.extend(slots);
-                }
-                // One node's pause is not the others', and nodes of this process are served one by one.
-                Err(_) if targets.len() > 1 => targets.iter().for_each(|target| self.give(way, peer, &[*target])),
-                Err(NotPosted::Never(why)) => self.drop_for(peer, targets, why),
-                Err(_) if self.post_to_another(peer, targets) => self.report.sent += 1,
-                Err(NotPosted::Link(_, why)) => self.wait(Via::Lane, targets, peer, why),
-                Err(NotPosted::Wait) => self.wait(Via::Lane, targets, peer, DropReason::SubscriptionFull),
-            }
-            return;
-        }
-        match way {
-            Way::Here => targets.iter().for_each(|target| self.give_here(*target)),
-            Way::Down => self.drop_for(peer, targets, DropReason::LinkDown),
-            Way::Link { link, alias } => match self.push(link, *alias, targets) {
-                Ok(()) => self.report.sent += targets.len(),
-                Err(Refused::Closed) => self.drop_for(peer, targets, DropReason::LinkDown),
-                // One node's pause is not the others'.
-                Err(Refused::Paused) if targets.len() > 1 => {
-                    targets.iter().for_each(|target| self.give(way, peer, &[*target]));
-                }
-                Err(Refused::TooLarge) => self.drop_for(peer, targets, DropReason::TooLarge),
-                // A send has waited in vain already: a stuck receiver costs the others that once.
-                Err(Refused::Full) if link.is_stalled() => self.drop_for(peer, targets, DropReason::LinkFull),
-                Err(refused) => {
-                    let why =
-                        if refused == Refused::Full { DropReason::LinkFull } else { DropReason::SubscriptionFull };
-                    self.wait(Via::Link(link.clone(), *alias), targets, peer, why);
-                }
-            },
-        }
-    }
-
-    fn give_here(&mut self, node: u32) {
-        let peer = self.outlet.from.peer;
-        let mut full = Vec::new();
-        for inbox in self.pubsub.inboxes.matching(node, &self.outlet.topic) {
-            match inbox.offer(self.message()) {
-                Put::Full => full.push(inbox),
-                Put::Dropped => drop(self.pubsub.dropped.fetch_add(1, Ordering::Relaxed)),
-                Put::Taken | Put::Closed => {}
-            }
-        }
-        if full.is_empty() {
-            self.report.sent += 1;
-        } else {
-            self.wait(Via::Inboxes(full), &[node], peer, DropReason::SubscriptionFull);
-        }
-    }
-
-    fn wait(&mut self, via: Via, targets: &[u32], peer: PeerId, why: DropReason) {
-        self.waiting.push(Waiting { via, targets: targets.to_vec(), peer, why });
-    }
-
-    fn push(&self, link: &Link, alias: u32, targets: &[u32]) -> Result<(), Refused> {
-        link.try_push(&Outgoing {
-            topic: &self.outlet.topic,
-            alias,
-            from: self.outlet.from.index,
-            from_name: &self.outlet.from_name,
-            seq: self.seq,
-            codec: self.codec,
-            targets,
-            payload: self.payload,
-            delivery: None,
-            until: self.until,
-            retains: self.retains,
-        })
-    }
-
-    fn message(&self) -> Message {
-        Message {
-            topic: self.outlet.topic.clone(),
-            from: self.outlet.from,
-            from_name: self.outlet.from_name.clone(),
-            seq: self.seq,
-            codec: self.codec,
-            payload: self.payload.clone(),
-            lagged: 0,
-            retains: self.retains,
-            claimed: timed(self.until),
-        }
-    }
-
-    /// The message, as it is kept.
-    fn content(&self) -> Content {
-        Content {
-            topic: self.outlet.topic.clone(),
-            from: self.outlet.from,
-            from_name: self.outlet.from_name.clone(),
-            seq: self.seq,
-            codec: self.codec,
-            payload: self.payload.clone(),
-            until: self.until,
-            retains: self.retains,
-        }
-    }
-
-    /// Waits for room, for all that wait together no longer than to the deadline.
-    async fn finish(&mut self, deadline: Instant) {
-        if deadline <= Instant::now() {
-            return self.give_up();
-        }
-        let deadline = self.until.map_or(deadline, |until| until.min(deadline));
-        for Waiting { mut via, targets, peer, mut why } in std::mem::take(&mut self.waiting) {
-            let given = loop {
-                match self.again(&mut via, peer, &targets, deadline).await {
-                    Again::Given => break true,
-                    Again::Not(reason) => {
-                        why = reason;
-                        break false;
-                    }
-                    Again::Wait(reason) => why = reason,
-                }
-            };
-            if given {
-                self.report.sent += targets.len();
-            } else {
-                if let (Via::Link(link, _), DropReason::LinkFull) = (&via, why) {
-                    link.set_stalled();
-                }
-                let over = self.until.is_some_and(|until| until <= Instant::now());
-                let why = if over { DropReason::Expired } else { why };
-                self.drop_for(peer, &targets, why);
-            }
-        }
-    }
-
-    /// Tries once more, and waits for a change if there is no room yet.
-    async fn again(&mut self, via: &mut Via, peer: PeerId, targets: &[u32], deadline: Instant) -> Again {
-        match via {
-            Via::Link(link, alias) => {
-                let mut changed = pin!(link.changed());
-                changed.as_mut().enable();
-                let why = match self.push(link, *alias, targets) {
-                    Ok(()) => return Again::Given,
-                    Err(Refused::Closed) => return Again::Not(DropReason::LinkDown),
-                    Err(Refused::TooLarge) => return Again::Not(DropReason::TooLarge),
-                    Err(Refused::Full) => DropReason::LinkFull,
-                    Err(Refused::Paused) => DropReason::SubscriptionFull,
-                };
-                if timeout_at(deadline, changed).await.is_err() { Again::Not(why) } else { Again::Wait(why) }
-            }
-            Via::Lane => self.post_again(peer, targets, deadline).await,
-            Via::Inboxes(full) => {
-                let Some(inbox) = full.last().cloned() else { return Again::Given };
-                let mut room = pin!(inbox.room());
-                room.as_mut().enable();
-                if inbox.offer(self.message()) != Put::Full {
-                    full.pop();
-                    return Again::Wait(DropReason::SubscriptionFull);
-                }
-                if timeout_at(deadline, room).await.is_err() {
-                    return Again::Not(DropReason::SubscriptionFull);
-                }
-                Again::Wait(DropReason::SubscriptionFull)
-            }
-        }
-    }
-
-    /// Gives the message to another of the group that has room, if it may go to any.
-    fn post_to_another(&mut self, peer: PeerId, targets: &[u32]) -> bool {
-        let (Some(route), Some(content), [index]) = (&self.others, &self.content, targets) else { return false };
-        let full = NodeId { peer, index: *index };
-        let mut groups = route.groups.iter().map(|group| &group.members);
-        let Some(members) = groups.find(|members| members.iter().any(|member| member.id == full)) else { return false };
-        let mut others = members.iter().map(|member| member.id).filter(|id| *id != full);
-        let posted = others.find_map(|id| self.pubsub.post(content, id.peer, &[id.index]).ok());
-        let Some(slots) = posted else { return false };
-        self.slots.extend(slots);
-        true
-    }
-
-    /// Tries once more to send what is to be acknowledged.
-    async fn post_again(&mut self, peer: PeerId, targets: &[u32], deadline: Instant) -> Again {
-        let Some(content) = &self.content else { return Again::Given };
-        let lane = self.pubsub.lanes.get(peer);
-        let mut changed = pin!(lane.room());
-        changed.as_mut().enable();
-        let (why, refused) = match self.pubsub.post(content, peer, targets) {
-            Ok(slots) => {
-                self.slots.extend(slots);
-                return Again::Given;
-            }
-            Err(NotPosted::Never(why)) => return Again::Not(why),
-            Err(NotPosted::Wait) => (DropReason::SubscriptionFull, None),
-            Err(NotPosted::Link(link, why)) => (why, Some(link)),
-        };
-        let payload = content.payload.len();
-        if self.post_to_another(peer, targets) {
-            return Again::Given;
-        }
-        // Another of the group may have room before this one has.
-        let until = if self.others.is_some() { deadline.min(Instant::now() + ASK_OTHERS) } else { deadline };
-        let waited = match refused {
-            None => timeout_at(until, changed).await,
-            Some(link) => timeout_at(until, link.has_room(payload)).await,
-        };
-        if waited.is_err() && until == deadline { Again::Not(why) } else { Again::Wait(why) }
-    }
-
-    fn give_up(&mut self) {
-        for Waiting { targets, peer, why, .. } in std::mem::take(&mut self.waiting) {
-            self.drop_for(peer, &targets, why);
-        }
-    }
-
-    fn drop_for(&mut self, peer: PeerId, targets: &[u32], why: DropReason) {
-        self.report.dropped.extend(targets.iter().map(|index| (NodeId { peer, index: *index }, why)));
-    }
-}
-
-/// What goes with a message of limited time.
-fn timed(until: Option<Instant>) -> Claimed {
-    Claimed(until.map(|until| Arc::new(Claim::new(Some(until.into_std()), None))))
-}
-
 /// After that time. One so long that it cannot be counted is for ever, or near enough.
 fn deadline(time: Duration) -> Instant {
     let now = Instant::now();
@@ -854,8 +409,6 @@ fn deadline(time: Duration) -> Instant {
 
 /// Receivers that most messages have at most.
 const FEW: usize = 4;
-/// How often all of a group are asked for room while all are full.
-const ASK_OTHERS: Duration = Duration::from_millis(20);
 /// A day: who waits longer for one message is not helped by waiting on.
 const FOR_EVER: Duration = Duration::from_secs(86_400);
 /// Topics whose turns are remembered after their last sender went. Beyond, those without a sender start over.

@@ -5,16 +5,18 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures::future::join_all;
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
-use super::delivery::{Content, Slot};
-use super::pubsub::{Outlet, PubSub};
+use super::super::delivery::{Content, Slot};
+use super::sending::Sending;
+use super::{Outlet, PubSub, SendError, SendOptions, deadline};
 use crate::mesh::delivery::Verdict;
-use crate::mesh::{DropReason, Group, NodeId, NodeName, SendReport, Target};
+use crate::mesh::{Codec, DropReason, Group, NodeId, NodeName, SendReport, Target};
 
 /// What will have become of a message that was sent: a future of its [`SendReport`], which is there when every receiver has
 /// taken the message or never will, or when time is up. So many sends can be under way at once.
@@ -44,13 +46,55 @@ impl Future for Receipt {
     }
 }
 
+impl PubSub {
+    /// Sends one message, and gives what will tell what became of it. Waits for room as [`PubSub::send`] does.
+    pub(crate) async fn submit(
+        self: &Arc<Self>,
+        outlet: &Arc<Outlet>,
+        codec: Codec,
+        payload: &Bytes,
+        options: &SendOptions,
+    ) -> Result<Receipt, SendError> {
+        if !options.is_acked() {
+            return self.send(outlet, codec, payload, options).await.map(Receipt::known);
+        }
+        self.check(outlet, payload)?;
+        let deadline = deadline(options.timeout.unwrap_or(self.times.acknowledgement));
+        let mut state = outlet.state.lock().await;
+        let mut sending = self.begin(outlet, &mut state, codec, payload, options);
+        if !sending.waiting.is_empty() {
+            sending.finish(deadline).await;
+        }
+        let Sending { content: Some(content), slots, mut report, .. } = sending else {
+            return Ok(Receipt::known(self.count(sending.report)));
+        };
+        let mut at: Vec<Result<Slot, (NodeId, DropReason)>> = slots.into_iter().map(Ok).collect();
+        if options.redeliver {
+            at.extend(report.dropped.drain(..).map(Err));
+        }
+        if at.is_empty() {
+            return Ok(Receipt::known(self.count(report)));
+        }
+        report.sent = 0; // counted as each of them goes on
+        let group = |at: &Result<Slot, (NodeId, DropReason)>| {
+            let node = at.as_ref().map_or_else(|(node, _)| *node, |slot| slot.node);
+            let mut groups = state.plan.route.groups.iter().filter(|_| options.redeliver);
+            groups.find(|group| group.members.iter().any(|member| member.id == node)).map(|group| group.name.clone())
+        };
+        let under_way = at.into_iter().map(|at| UnderWay { group: group(&at), at }).collect();
+        let redeliver = options.redeliver.then(|| options.target.clone());
+        let (pubsub, outlet) = (Arc::clone(self), Arc::clone(outlet));
+        Ok(Receipt::follow(Following { pubsub, outlet, content, report, deadline, redeliver }, under_way))
+    }
+}
+
 impl Receipt {
-    pub(super) fn known(report: SendReport) -> Self {
+    fn known(report: SendReport) -> Self {
         Self(Reports::Known(report))
     }
 
     /// Follows a message from now on. The task ends at the deadline at the latest.
-    pub(super) fn follow(following: Following, under_way: Vec<UnderWay>) -> Self {
+    fn follow(following: Following, under_way: Vec<UnderWay>) -> Self {
         let (tell, report) = oneshot::channel();
         let so_far = following.report.clone();
         tokio::spawn(async move {
@@ -62,25 +106,25 @@ impl Receipt {
 
 /// A message that is followed.
 #[derive(Debug)]
-pub(super) struct Following {
-    pub(super) pubsub: Arc<PubSub>,
-    pub(super) outlet: Arc<Outlet>,
-    pub(super) content: Arc<Content>,
+struct Following {
+    pubsub: Arc<PubSub>,
+    outlet: Arc<Outlet>,
+    content: Arc<Content>,
     /// What is known already.
-    pub(super) report: SendReport,
+    report: SendReport,
     /// When nobody waits any more.
-    pub(super) deadline: Instant,
+    deadline: Instant,
     /// Set if it may go to others.
-    pub(super) redeliver: Option<Target>,
+    redeliver: Option<Target>,
 }
 
 /// A message for one receiver.
 #[derive(Debug)]
-pub(super) struct UnderWay {
+struct UnderWay {
     /// The group that the receiver was chosen from.
-    pub(super) group: Option<NodeName>,
+    group: Option<NodeName>,
     /// Where it is, or why it is nowhere.
-    pub(super) at: Result<Slot, (NodeId, DropReason)>,
+    at: Result<Slot, (NodeId, DropReason)>,
 }
 
 /// What became of it for one receiver.
