@@ -195,8 +195,8 @@ impl PubSub {
         Ok(self.count(sending.report))
     }
 
-    /// Sends a message that is to be acknowledged to nodes of one peer; to one node if that is this peer itself.
-    pub(super) fn post(&self, content: &Arc<Content>, peer: PeerId, targets: &[u32]) -> Result<Vec<Slot>, NotPosted> {
+    /// Sends a message that is to be acknowledged to nodes of one peer; only to one at a time if that is this peer itself.
+    fn post(&self, content: &Arc<Content>, peer: PeerId, targets: &[u32]) -> Result<Vec<Slot>, NotPosted> {
         let lane = self.lanes.get(peer);
         if peer != content.from.peer {
             return lane.post(content, peer, targets);
@@ -262,7 +262,7 @@ impl PubSub {
         Ok(())
     }
 
-    pub(super) fn count(&self, report: SendReport) -> SendReport {
+    fn count(&self, report: SendReport) -> SendReport {
         self.sent.fetch_add(report.sent as u64, Ordering::Relaxed);
         if !report.dropped.is_empty() {
             self.dropped.fetch_add(report.dropped.len() as u64, Ordering::Relaxed);

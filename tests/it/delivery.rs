@@ -35,6 +35,26 @@ async fn an_acknowledged_send_waits_until_the_message_is_taken() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_message_for_several_nodes_of_a_peer_is_acknowledged_by_each_and_taken_if_any_subscription_takes_it() {
+    let cluster = Cluster::new();
+    let [here, there] = cluster.start_all(["here", "there"]).await;
+    let siblings = [here.sibling("b").await.unwrap(), there.sibling("c").await.unwrap()];
+    let mut subscriptions = Vec::new();
+    for node in [&here, &there].into_iter().chain(&siblings) {
+        subscriptions.push((node.listen("t").await.unwrap(), node.listen("*").await.unwrap()));
+    }
+    let topic = here.publisher("t").unwrap();
+    listened_by(&topic, 4).await;
+    let mut receipt = submit(&topic, 1, &acked()).await;
+    for (mut one, other) in subscriptions {
+        assert!((&mut receipt).now_or_never().is_none(), "one has not taken it yet");
+        drop(other); // hands its copy back, and the first still has its own
+        assert_eq!(number(&next(&mut one).await), 1);
+    }
+    assert_eq!(within("the report", receipt).await, taken(4));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn many_acknowledged_sends_are_under_way_at_once_and_a_slow_worker_is_not_overrun() {
     // Q-API: the future of a send is resolved when the other side has the message.
     const SENDS: u32 = 3000; // three times what the subscription holds
@@ -116,6 +136,7 @@ async fn a_send_to_many_is_settled_when_all_of_them_are_whatever_becomes_of_them
     daemon.freeze(true);
     let mut receipt = submit(&topic, 1, &acked()).await;
     next(&mut quick).await;
+    until("it is queued", async || deaf.status().await.unwrap().counts.received == 1).await;
     drop(unread);
     drop(daemon); // killed
     stays(Duration::from_millis(200), "not all are settled", async || (&mut receipt).now_or_never().is_none()).await;
@@ -524,7 +545,7 @@ async fn submit(topic: &Publisher, n: u32, options: &SendOptions) -> Receipt {
 /// Submits again until somebody listens: while a link is down, nobody does as far as is known.
 async fn submit_when_heard(topic: &Publisher, n: u32, options: &SendOptions) -> BoxFuture<'static, SendReport> {
     loop {
-        listened_by(topic, 1).await;
+        topic.wait_for_listeners(1, PATIENCE).await; // who listens may be gone again by then
         let mut receipt = submit(topic, n, options).await;
         match (&mut receipt).now_or_never() {
             Some(report) if report.matched == 0 => {}

@@ -76,12 +76,15 @@ impl Sending<'_> {
     /// Gives the message to nodes of one peer, or notes that it has to wait.
     pub(super) fn give(&mut self, way: &Way, peer: PeerId, targets: &[u32]) {
         if let Some(content) = &self.content {
+            if targets.len() > 1 && peer == content.from.peer {
+                return targets.iter().for_each(|target| self.give(way, peer, &[*target]));
+            }
             match self.pubsub.post(content, peer, targets) {
                 Ok(slots) => {
                     self.report.sent += slots.len();
                     self.slots.extend(slots);
                 }
-                // One node's pause is not the others', and nodes of this process are served one by one.
+                // One node's pause is not the others'.
                 Err(_) if targets.len() > 1 => targets.iter().for_each(|target| self.give(way, peer, &[*target])),
                 Err(NotPosted::Never(why)) => self.drop_for(peer, targets, why),
                 Err(_) if self.post_to_another(peer, targets) => self.report.sent += 1,
