@@ -96,6 +96,10 @@ pub struct TimesConfig {
     /// How long a call waits for its reply. Longer waits for slow services; shorter tells sooner that something is wrong.
     #[serde(with = "units::duration")]
     pub call_timeout: Duration,
+    /// How long a send that is to be acknowledged waits for that. Longer waits for slow receivers; shorter tells sooner that
+    /// something is wrong.
+    #[serde(with = "units::duration")]
+    pub ack_timeout: Duration,
     /// How long channels and acknowledged messages wait for a peer whose link was lost. Longer rides out longer outages;
     /// shorter hands a dead worker's messages on sooner. A process that is seen to have ended is not waited for.
     #[serde(with = "units::duration")]
@@ -152,6 +156,7 @@ impl Default for TimesConfig {
         Self {
             send_timeout: Duration::from_secs(1),
             call_timeout: Duration::from_secs(10),
+            ack_timeout: Duration::from_secs(10),
             resume: Duration::from_secs(3),
         }
     }

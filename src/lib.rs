@@ -41,6 +41,8 @@
 //! | start and stop, look around, rotate keys | [`Node`], [`Builder`], [`Status`], [`Events`] |
 //! | send | [`Node::send`], [`Publisher`], [`SendOptions`], [`Target`], [`SendReport`] |
 //! | choose who gets it | [`Policy`], [`GroupBy`], [`Balance`], [`Builder::balance_topics`], [`Publisher::with_policy`] |
+//! | know that a message was handled | [`SendOptions::acked`], [`SendOptions::redeliver`], [`Receipt`], [`Acknowledge`] |
+//! | keep the last message for who comes later | [`Publisher::retain`] |
 //! | receive | [`Node::listen`], [`Subscription`], [`Message`], [`ListenOptions`], [`Overflow`] |
 //! | offer and call services | [`Node::serve`], [`Serving`], [`Node::call`], [`Service`], [`CallError`], [`Failure`] |
 //! | keep meshes apart | [`NetworkKey`], [`Ticket`], [`Identity`] |
@@ -70,7 +72,7 @@ pub use mesh::{
 };
 pub use net::{Closed, NetError, RotateRefused, RotationError};
 pub use node::{
-    Builder, CallError, CallOptions, CallReply, Callee, DecodeError, Events, ListenError, ListenOptions, Node,
-    Overflow, PingError, Publisher, Replies, Request, SendError, SendOptions, ServeOptions, Service, Serving,
-    StartError, Subscription, WhileListened,
+    Acknowledge, Builder, CallError, CallOptions, CallReply, Callee, DecodeError, Events, ListenError, ListenOptions,
+    Node, Overflow, PingError, Publisher, Receipt, Replies, Request, SendError, SendOptions, ServeOptions, Service,
+    Serving, StartError, Subscription, WhileListened,
 };

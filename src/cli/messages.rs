@@ -116,7 +116,7 @@ impl Sender {
     }
 
     fn print(&self, report: &SendReport, out: &mut Output) -> Result<(), Trouble> {
-        let SendReport { matched, sent, dropped } = report;
+        let SendReport { matched, sent, dropped, .. } = report;
         if out.json {
             let dropped = dropped.iter().map(|(node, why)| Dropped { node: node.to_string(), reason: why.name() });
             out.object(&Report { topic: &self.topic, matched: *matched, sent: *sent, dropped: dropped.collect() })?;

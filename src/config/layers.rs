@@ -414,7 +414,7 @@ mod tests {
         let (_dir, home, mesh) = home("");
         let settings = Layers::default().load(&home, &mesh).unwrap().settings;
         let keys: Vec<_> = settings.iter().map(|setting| setting.key.as_str()).collect();
-        assert_eq!(keys.len(), 15, "{keys:?}");
+        assert_eq!(keys.len(), 18, "{keys:?}");
         assert!(settings.iter().all(|setting| setting.source == "default"));
     }
 }

@@ -235,6 +235,7 @@ impl Session {
             messages: listen.messages.unwrap_or(usize::MAX).clamp(1, limits.messages),
             bytes: listen.bytes.unwrap_or(usize::MAX).clamp(1, limits.bytes),
             overflow: overflow(listen.overflow),
+            ..ListenOptions::default()
         };
         let messages = match node.listen_with(&listen.filter, options).await {
             Ok(messages) => messages,

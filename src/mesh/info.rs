@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::delivery::{Claimed, Verdict};
 use super::{Identity, NodeId, NodeName, PeerId, ServiceName, Topic, TopicFilter};
 
 /// One peer that this one is linked to.
@@ -198,6 +199,12 @@ pub struct SendReport {
     pub matched: usize,
     /// Nodes for which it was put on a link or into a subscription's queue.
     pub sent: usize,
+    /// Nodes that took it, as they said themselves. 0 unless the send was to be acknowledged.
+    #[serde(default)]
+    pub acknowledged: usize,
+    /// Nodes for which it went to another of their group at last, because they could not take it.
+    #[serde(default)]
+    pub redelivered: usize,
     /// Nodes for which it was dropped, and why.
     pub dropped: Vec<(NodeId, DropReason)>,
 }
@@ -214,6 +221,18 @@ pub enum DropReason {
     LinkDown,
     /// The node's peer is configured to take no messages of this size.
     TooLarge,
+    /// The peer ended or was away for too long before the node said that it took the message. It may have received it.
+    Gone,
+    /// The node did not say in time that it took the message. It may still do so.
+    NoAnswer,
+    /// The node's subscription was full and dropped it.
+    Overflow,
+    /// The node's program let go of it unhandled, or its subscription ended before it came to it.
+    HandedBack,
+    /// Its time was over before the node took it.
+    Expired,
+    /// When it arrived, the node did not listen any more.
+    NotListening,
 }
 
 impl DropReason {
@@ -225,6 +244,12 @@ impl DropReason {
             Self::SubscriptionFull => "subscription full",
             Self::LinkDown => "link down",
             Self::TooLarge => "too large",
+            Self::Gone => "gone",
+            Self::NoAnswer => "no answer",
+            Self::Overflow => "subscription overflowed",
+            Self::HandedBack => "handed back",
+            Self::Expired => "expired",
+            Self::NotListening => "not listening",
         }
     }
 }
@@ -287,4 +312,20 @@ pub struct Message {
     pub payload: bytes::Bytes,
     /// How many messages this subscription dropped just before this one, because it was full.
     pub lagged: u64,
+    /// The sender keeps its last message on the topic for who comes later.
+    pub(crate) retains: bool,
+    pub(crate) claimed: Claimed,
+}
+
+impl Message {
+    /// Says that the message is handled, where the subscription leaves that to the program
+    /// ([`Acknowledge::Handled`](crate::Acknowledge::Handled)). Elsewhere, and for senders that do not ask, it does nothing.
+    ///
+    /// Clones of a message are one: the first that says so speaks for all, and only when all are dropped without is the
+    /// message handed back.
+    pub fn acknowledge(&self) {
+        if let Claimed(Some(claim)) = &self.claimed {
+            claim.settle(Verdict::Taken);
+        }
+    }
 }

@@ -1,6 +1,7 @@
 //! What a mesh is: records, views, routes, balancing. No sockets, clock or dice.
 
 mod balance;
+pub(crate) mod delivery;
 pub(crate) mod engine;
 mod event;
 mod failure;
@@ -26,7 +27,7 @@ pub use info::*;
 pub use name::{BadName, MAX_MESH_NAME, MAX_NAME, MeshName, NodeName, ServiceName};
 pub(crate) use record::*;
 pub use record::{MAX_NAMES_PER_NODE, MAX_NODES_PER_PEER, MAX_RECORD};
-pub(crate) use routes::{Group, Member, Route, Routes};
+pub(crate) use routes::{Group, GroupKey, Member, Route, Routes};
 pub use rules::BalanceRule;
 pub(crate) use rules::Rules;
 pub use topic::{Topic, TopicFilter};

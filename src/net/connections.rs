@@ -16,7 +16,8 @@ use tracing::{debug, info, warn};
 
 use super::actor::Actor;
 use super::discovery::{Source, without_peer};
-use super::link::{Inlet, Link, Remains};
+use super::inlet::Inlet;
+use super::link::{Link, Remains};
 use super::peer_id::{from_libp2p, to_libp2p};
 use super::session::{self, ControlSender, Ended, SessionEvent, Start, Vitals};
 use super::streams::{self, ConnectionStreams};

@@ -13,18 +13,18 @@ use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker, ready};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use smallvec::SmallVec;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::sync::Notify;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
+use super::inlet::read_hello;
 use crate::mesh::{Codec, NodeName, Topic};
-use crate::wire::frame::{self, BadFrame, Frame, INLINE, MessageHead};
-use crate::wire::message::{BadMessage, DataHello, PROTOCOL, Received, decode, encode_block};
-use crate::wire::{TooLong, split_block};
+use crate::wire::TooLong;
+use crate::wire::frame::{self, BadFrame, Delivery, INLINE, MessageHead};
+use crate::wire::message::{BadMessage, DataHello, PROTOCOL, encode_block};
 
 /// The sending end: what protocols put frames on. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -97,6 +97,21 @@ struct Writing {
 }
 
 impl Writing {
+    /// Turns the first segment, a message whose time is limited, into what is written now. Gives the bytes that are not.
+    fn open_timed(&mut self) -> usize {
+        let Some(Segment::Timed { mut head, payload, until }) = self.segments.pop_front() else { return 0 };
+        let left = milliseconds_to(until);
+        frame::set_left(&mut head, left);
+        let over = if left == 0 { payload.len() } else { 0 };
+        if left > 0 && payload.len() <= JOIN_UP_TO {
+            head.extend_from_slice(&payload);
+        } else if left > 0 {
+            self.segments.push_front(Segment::Payload(payload));
+        }
+        self.segments.push_front(Segment::Joined { joined: head, frames: 1 });
+        over
+    }
+
     /// Whether something of it is not written or not flushed yet.
     fn is_at_it(&self) -> bool {
         self.dirty || !self.segments.is_empty()
@@ -125,6 +140,9 @@ enum Segment {
     Joined { joined: BytesMut, frames: usize },
     /// One large payload.
     Payload(Bytes),
+    /// One message whose time is limited, its header and its payload. What is over when its turn comes crosses as its
+    /// header alone: the receiver counts it, and says so to who wants to hear it.
+    Timed { head: BytesMut, payload: Bytes, until: Instant },
 }
 
 /// A message to put on a link.
@@ -140,6 +158,11 @@ pub(crate) struct Outgoing<'a> {
     /// Indices of the receiving nodes; at most [`frame::MAX_TARGETS`].
     pub(crate) targets: &'a [u32],
     pub(crate) payload: &'a Bytes,
+    /// Set if it is to be acknowledged.
+    pub(crate) delivery: Option<Delivery>,
+    /// When its time is over.
+    pub(crate) until: Option<Instant>,
+    pub(crate) retains: bool,
 }
 
 /// Whether a frame waits its turn when the link is full.
@@ -197,6 +220,11 @@ impl Link {
         }))
     }
 
+    /// Differs between any two links to one peer.
+    pub(crate) fn epoch(&self) -> u64 {
+        self.0.epoch
+    }
+
     /// The number that stands for a topic on this link. Announced at the first call.
     pub(crate) fn alias(&self, topic: &Topic) -> u32 {
         let mut queue = self.queue();
@@ -226,6 +254,15 @@ impl Link {
 
     /// Queues a message, or says at once why not.
     pub(crate) fn try_push(&self, message: &Outgoing<'_>) -> Result<(), Refused> {
+        self.push_message(message, Room::Limited)
+    }
+
+    /// Queues a message whatever waits already: what goes out again before all that is new, and is bounded elsewhere.
+    pub(crate) fn push_again(&self, message: &Outgoing<'_>) -> Result<(), Refused> {
+        self.push_message(message, Room::Always)
+    }
+
+    fn push_message(&self, message: &Outgoing<'_>, room: Room) -> Result<(), Refused> {
         let mut queue = self.queue();
         if queue.closed {
             return Err(Refused::Closed);
@@ -234,11 +271,11 @@ impl Link {
             return Err(Refused::TooLarge);
         }
         let pauses = |target: &u32| queue.paused.contains(&(*target, message.topic.clone()));
-        if !queue.paused.is_empty() && message.targets.iter().any(pauses) {
+        if !queue.paused.is_empty() && room == Room::Limited && message.targets.iter().any(pauses) {
             return Err(Refused::Paused);
         }
         let bytes = frame::overhead(message.targets.len()) + message.payload.len();
-        if queue.is_full(self.0.limits, bytes) {
+        if room == Room::Limited && queue.is_full(self.0.limits, bytes) {
             return Err(Refused::Full);
         }
         let idle = queue.segments.is_empty();
@@ -311,6 +348,19 @@ impl Link {
     /// Enable before trying: `let mut changed = pin!(link.changed()); changed.as_mut().enable();`
     pub(crate) fn changed(&self) -> tokio::sync::futures::Notified<'_> {
         self.0.drained.notified()
+    }
+
+    /// Waits until something changed, unless there is room or the link is down.
+    pub(crate) async fn has_room(&self, payload: usize) {
+        let mut changed = pin!(self.changed());
+        changed.as_mut().enable();
+        let waits = {
+            let queue = self.queue();
+            !queue.closed && (!queue.paused.is_empty() || queue.is_full(self.0.limits, frame::overhead(1) + payload))
+        };
+        if waits {
+            changed.await;
+        }
     }
 
     /// The receiver cannot take this topic for this node of its, or can again.
@@ -414,6 +464,10 @@ impl Link {
             let (rest, frames) = match segment {
                 Segment::Joined { joined, frames } => (&joined[writing.offset..], *frames),
                 Segment::Payload(payload) => (&payload[writing.offset..], 0),
+                Segment::Timed { .. } => {
+                    self.wrote(0, writing.open_timed());
+                    continue;
+                }
             };
             if rest.is_empty() {
                 writing.segments.pop_front();
@@ -498,10 +552,23 @@ impl Queue {
         if self.last_from != Some(message.from) {
             self.introduce(message.from, message.from_name);
         }
-        let head = MessageHead { codec: message.codec, alias: message.alias, from: message.from, seq: message.seq };
+        let head = MessageHead {
+            codec: message.codec,
+            alias: message.alias,
+            from: message.from,
+            seq: message.seq,
+            delivery: message.delivery,
+            left: message.until.map(|_| 0),
+            retains: message.retains,
+        };
         let inline = (message.alias == INLINE).then_some(message.topic);
         let targets = message.targets.iter().copied();
-        self.join_with(|out| frame::put_message(out, head, targets, inline, message.payload.len()), message.payload);
+        let put = |out: &mut BytesMut| frame::put_message(out, head, targets, inline, message.payload.len());
+        if let Some(until) = message.until {
+            self.put_timed(put, message.payload, until);
+        } else {
+            self.join_with(put, message.payload);
+        }
         self.waiting += 1;
     }
 
@@ -522,6 +589,15 @@ impl Queue {
             self.bytes += payload.len();
             self.segments.push_back(Segment::Payload(payload.clone()));
         }
+    }
+
+    fn put_timed(&mut self, put: impl FnOnce(&mut BytesMut), payload: &Bytes, until: Instant) {
+        let mut head = BytesMut::with_capacity(FIRST_CAPACITY.min(frame::overhead(0) + payload.len()));
+        put(&mut head);
+        self.frames += 1;
+        self.pushed += 1;
+        self.bytes += head.len() + payload.len();
+        self.segments.push_back(Segment::Timed { head, payload: payload.clone(), until });
     }
 
     /// Tells the receiver the name behind a node's index, if it does not know it. Both ends forget all at the same
@@ -559,117 +635,6 @@ impl Queue {
     }
 }
 
-/// What reads one peer's data streams, one behind the other, and counts what came.
-#[derive(Debug, Default)]
-pub(crate) struct Inlet(Mutex<InletState>);
-
-#[derive(Debug, Default)]
-struct InletState {
-    epoch: u64,
-    messages: u64,
-    open: bool,
-}
-
-/// Where the frames of one data stream go. Dropped when the stream ends.
-pub(crate) trait Receive: Send {
-    /// A frame came; `link` is the way back.
-    fn receive(&mut self, frame: Frame, link: &Link) -> Result<(), BadFrame>;
-}
-
-impl Inlet {
-    /// Stops whoever reads now, and says how far it came: what the other side is told in the greeting.
-    pub(crate) fn freeze(&self) -> Option<Received> {
-        let mut state = self.state();
-        state.open = false;
-        (state.epoch > 0).then_some(Received { epoch: state.epoch, messages: state.messages })
-    }
-
-    /// Reads one data stream to its end, or until a newer one takes over.
-    pub(crate) async fn read<S>(
-        &self,
-        mut stream: S,
-        max_message: usize,
-        link: &Link,
-        receiver: &mut dyn Receive,
-        heard: impl Fn(),
-    ) -> Result<(), LinkError>
-    where
-        S: AsyncRead + AsyncWrite + Unpin,
-    {
-        let mut received = BytesMut::new();
-        let hello =
-            timeout(HELLO_TIMEOUT, read_hello(&mut stream, &mut received)).await.map_err(|_| LinkError::Silent)??;
-        if !self.open(hello.epoch) {
-            return Err(LinkError::OldEpoch);
-        }
-        stream.write_all(&encode_block(&hello)).await?;
-        stream.flush().await?;
-        let max_frame = max_message + frame::overhead(frame::MAX_TARGETS);
-        let mut room = READ_LEAST;
-        loop {
-            if !self.dispatch(hello.epoch, &mut received, max_frame, link, receiver)? {
-                return Ok(());
-            }
-            received.reserve(room);
-            let read = stream.read_buf(&mut received).await?;
-            if read == 0 {
-                return if received.is_empty() { Ok(()) } else { Err(LinkError::Cut) };
-            }
-            // What is read stays in memory for as long as a part of it is held: little traffic takes small buffers.
-            room = if read >= room { (room * 2).min(READ_MOST) } else { (room / 2).max(read).max(READ_LEAST) };
-            heard();
-        }
-    }
-
-    fn open(&self, epoch: u64) -> bool {
-        let mut state = self.state();
-        if epoch <= state.epoch {
-            return false;
-        }
-        *state = InletState { epoch, messages: 0, open: true };
-        true
-    }
-
-    /// Hands on all whole frames. `false` when a newer stream took over: then nothing was handed on.
-    fn dispatch(
-        &self,
-        epoch: u64,
-        received: &mut BytesMut,
-        max_frame: usize,
-        link: &Link,
-        receiver: &mut dyn Receive,
-    ) -> Result<bool, LinkError> {
-        // Held while frames are handed on, so that two streams of one peer never deliver at the same time.
-        let mut state = self.state();
-        if state.epoch != epoch || !state.open {
-            return Ok(false);
-        }
-        let mut bodies: SmallVec<[Bytes; FEW]> = SmallVec::new();
-        while let Some(body) = split_block(received, max_frame)? {
-            bodies.push(body);
-        }
-        let average = bodies.iter().map(Bytes::len).sum::<usize>() / bodies.len().max(1);
-        for mut body in bodies {
-            // A small frame among large ones whose payload waits for a slow reader would keep all of the buffer in memory.
-            if body.len() < average / MUCH_LARGER {
-                body = Bytes::copy_from_slice(&body);
-            }
-            let frame = Frame::parse(body)?;
-            state.messages += u64::from(matches!(frame, Frame::Message(_)));
-            if let Frame::Ping { nonce } = frame {
-                link.ping(nonce, true);
-            } else {
-                receiver.receive(frame, link)?;
-            }
-        }
-        Ok(true)
-    }
-
-    fn state(&self) -> MutexGuard<'_, InletState> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
 /// Why a link ended.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum LinkError {
@@ -699,19 +664,8 @@ async fn greet<S: AsyncRead + AsyncWrite + Unpin>(stream: &mut S, hello: DataHel
     if answer == hello { Ok(()) } else { Err(LinkError::OldEpoch) }
 }
 
-async fn read_hello<S: AsyncRead + Unpin>(stream: &mut S, received: &mut BytesMut) -> Result<DataHello, LinkError> {
-    loop {
-        if let Some(block) = split_block(received, MAX_HELLO)? {
-            let hello: DataHello = decode(&block)?;
-            if hello.protocol != PROTOCOL {
-                return Err(LinkError::Version { theirs: hello.protocol });
-            }
-            return Ok(hello);
-        }
-        if stream.read_buf(received).await? == 0 {
-            return Err(LinkError::Cut);
-        }
-    }
+fn milliseconds_to(until: Instant) -> u32 {
+    u32::try_from(until.saturating_duration_since(Instant::now()).as_millis()).unwrap_or(u32::MAX)
 }
 
 /// Payloads up to this size are copied behind their header; larger ones are written from where they are. The copy costs
@@ -724,13 +678,6 @@ const PART: usize = 256 << 10;
 /// Bytes after which a joined buffer is closed: what one write gives the stream.
 const SEGMENT: usize = 64 << 10;
 const FIRST_CAPACITY: usize = 4 << 10;
-/// Frames that most reads bring at most.
-const FEW: usize = 16;
-/// How many times as large as a payload the frames around it are on average for it to be copied away from them.
-const MUCH_LARGER: usize = 8;
-/// Free space offered to each read: follows what comes.
-const READ_LEAST: usize = 2 << 10;
-const READ_MOST: usize = 64 << 10;
 /// Most frames that wait for a peer that reads nothing, whatever they are.
 const MAX_ALWAYS: usize = 1 << 18;
 /// Most topics that a link numbers; further ones are written out in each frame.
@@ -739,14 +686,16 @@ pub(crate) const MAX_ALIASES: usize = 1 << 16;
 pub(crate) const MAX_INTRODUCED: usize = 1 << 14;
 /// Most pauses remembered per link. Beyond, the receiver's queue limit alone protects it.
 const MAX_PAUSED: usize = 1 << 16;
-const MAX_HELLO: usize = 1 << 10;
-const HELLO_TIMEOUT: Duration = Duration::from_secs(4);
+pub(super) const HELLO_TIMEOUT: Duration = Duration::from_secs(4);
 
 #[cfg(test)]
 mod tests {
-    use tokio::io::duplex;
+    use tokio::io::{AsyncReadExt, duplex};
 
+    use super::super::inlet::{Inlet, Receive};
     use super::*;
+    use crate::wire::frame::Frame;
+    use crate::wire::message::Received;
 
     const ROOM: LinkLimits = LinkLimits { frames: 4096, bytes: 8 << 20 };
 
@@ -767,6 +716,9 @@ mod tests {
             codec: Codec::Bytes,
             targets,
             payload: &payload,
+            delivery: None,
+            until: None,
+            retains: false,
         })
     }
 

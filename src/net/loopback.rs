@@ -3,7 +3,8 @@
 use tokio::io::duplex;
 use tracing::error;
 
-use super::link::{Inlet, Link, LinkLimits};
+use super::inlet::Inlet;
+use super::link::{Link, LinkLimits};
 use super::{Carried, Links};
 use crate::mesh::PeerId;
 

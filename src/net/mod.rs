@@ -20,6 +20,7 @@ mod dialer;
 mod dialing;
 mod discovery;
 mod gate;
+mod inlet;
 mod link;
 mod loopback;
 mod peer_id;
@@ -32,7 +33,8 @@ mod transport;
 
 pub(crate) use command::KeepAlive;
 pub use command::{RotateRefused, RotationError};
-pub(crate) use link::{Link, LinkLimits, MAX_ALIASES, MAX_INTRODUCED, Outgoing, Receive, Refused, Room};
+pub(crate) use inlet::Receive;
+pub(crate) use link::{Link, LinkLimits, MAX_ALIASES, MAX_INTRODUCED, Outgoing, Refused, Room};
 pub(crate) use session::ControlSender;
 
 use self::command::Command;

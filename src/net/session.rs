@@ -19,7 +19,8 @@ use tokio::time::{sleep_until, timeout};
 use tokio_util::compat::{Compat, FuturesAsyncReadCompatExt};
 use tracing::debug;
 
-use super::link::{Inlet, Link, LinkError, LinkLimits, Receive, Remains};
+use super::inlet::{Inlet, Receive};
+use super::link::{Link, LinkError, LinkLimits, Remains};
 use super::streams::{ConnectionStreams, Lane, OpenError};
 use crate::mesh::{DownReason, Edition, PeerId, SignedRecord, Topic};
 use crate::wire::message::{

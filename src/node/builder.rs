@@ -3,14 +3,14 @@
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
-use super::{Host, ListenError, ListenOptions, Node, Overflow};
+use super::{Host, ListenError, ListenOptions, Node};
 use crate::config::{Config, ConfigError, Home, Layers};
 use crate::keys::{IdentityKey, KeyError, KeyRing, NetworkKey};
 use crate::mesh::{BadName, BalanceRule, GroupBy, MeshName, NodeName, Policy, Rules, ServiceName, TopicFilter};
 use crate::net::{self, Carried, LinkLimits, Links, NetConfig, NetError};
 use crate::protocol::Protocols;
 use crate::protocol::calls::Calls;
-use crate::protocol::pubsub::PubSub;
+use crate::protocol::pubsub::{PubSub, SendTimes};
 
 /// Describes a node, and starts it in a process of its own in the mesh.
 ///
@@ -208,9 +208,10 @@ impl Builder {
         let links = Links::default();
         let max_message = limits.message_bytes.get();
         let rules = Rules::new(balance.into_iter().chain(config.balance));
-        let (send, call) = (config.times.send_timeout, config.times.call_timeout);
+        let times = SendTimes { room: config.times.send_timeout, acknowledgement: config.times.ack_timeout };
+        let (unsettled, call) = (limits.link_queue_bytes.get(), config.times.call_timeout);
         let calls = Arc::new(Calls::new(host_name.clone(), links.clone(), rules.clone(), max_message, call));
-        let pubsub = Arc::new(PubSub::new(host_name.clone(), links.clone(), rules, max_message, send));
+        let pubsub = Arc::new(PubSub::new(host_name.clone(), links.clone(), rules, max_message, unsettled, times));
         let protocols = Arc::new(Protocols { pubsub, calls, services: Arc::default() });
         let net_config = NetConfig {
             mesh: mesh.clone(),
@@ -233,7 +234,7 @@ impl Builder {
         let listen_options = ListenOptions {
             messages: limits.subscription_messages.get(),
             bytes: limits.subscription_bytes.get(),
-            overflow: Overflow::default(),
+            ..ListenOptions::default()
         };
         let event_loop = Mutex::new(Some(event_loop));
         let host = Host { net, protocols, mesh, identity: identity_name, listen_options, event_loop };

@@ -85,7 +85,17 @@ mod tests {
     fn message(codec: Codec, payload: impl Into<Bytes>) -> Message {
         let from = NodeId { peer: PeerId::from_bytes([0; 32]), index: 0 };
         let (topic, from_name) = (Topic::new("t").unwrap(), NodeName::new("n").unwrap());
-        Message { topic, from, from_name, seq: 1, codec, payload: payload.into(), lagged: 0 }
+        Message {
+            topic,
+            from,
+            from_name,
+            seq: 1,
+            codec,
+            payload: payload.into(),
+            lagged: 0,
+            retains: false,
+            claimed: Default::default(),
+        }
     }
 
     #[test]

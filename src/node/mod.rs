@@ -24,9 +24,10 @@ pub use self::publisher::Publisher;
 pub use self::service::{Replies, Service, Serving};
 pub use self::subscription::{Subscription, WhileListened};
 pub use crate::protocol::calls::{CallError, CallOptions, CallReply, Callee};
+pub use crate::protocol::pubsub::receipt::Receipt;
 pub use crate::protocol::pubsub::{SendError, SendOptions};
 pub use crate::protocol::services::{Request, ServeOptions};
-pub use crate::protocol::subscription::{ListenOptions, Overflow};
+pub use crate::protocol::subscription::{Acknowledge, ListenOptions, Overflow};
 
 use crate::keys::Ticket;
 use crate::mesh::engine::LimitError;
@@ -38,7 +39,6 @@ use crate::net::{Closed, KeepAlive, NetHandle, RotationError};
 use crate::protocol::Protocols;
 use crate::protocol::calls::Caller;
 use crate::protocol::pubsub::Outlet;
-use crate::protocol::subscription::Inbox;
 
 /// A named participant in a mesh. Cheap to clone.
 ///
@@ -220,7 +220,7 @@ impl Node {
             return Ok(Publisher::new(self.clone(), Arc::clone(outlet)));
         }
         if outlets.len() >= MAX_OUTLETS {
-            outlets.retain(|_, outlet| outlet.is_shared());
+            outlets.retain(|_, outlet| outlet.is_shared() || outlet.is_retaining());
         }
         let topic = Topic::new(topic)?;
         let routes = self.0.host.net.routes().clone();
@@ -248,9 +248,8 @@ impl Node {
     /// As for [`Node::listen`].
     pub async fn listen_with(&self, filter: &str, options: ListenOptions) -> Result<Subscription, ListenError> {
         let filter = TopicFilter::new(filter)?;
-        let inbox = Arc::new(Inbox::new(options));
         // First the inbox, then the promise to others that it is there.
-        self.0.host.protocols.pubsub.inboxes().insert(self.0.id.index, filter.clone(), Arc::clone(&inbox));
+        let inbox = self.0.host.protocols.pubsub.inboxes().insert(self.0.id.index, filter.clone(), options);
         let mut subscription = Subscription::new(self.clone(), filter.clone(), inbox);
         subscription.hold(self.0.host.net.listen(self.0.id.index, filter).await??);
         Ok(subscription)
@@ -375,10 +374,12 @@ impl Node {
         self.0.host.net.invite().await
     }
 
-    /// Leaves the mesh with all nodes of this process: what is queued goes out, others are told, subscriptions end. Takes
-    /// 5 s at most.
+    /// Leaves the mesh with all nodes of this process: what subscriptions hold is taken for a moment yet, acknowledged
+    /// messages that nobody took are handed back, what is queued goes out, others are told, subscriptions end. Takes 5 s at
+    /// most.
     pub async fn shutdown(self) {
         let host = &self.0.host;
+        host.protocols.pubsub.drain(DRAIN).await;
         let event_loop = host.event_loop.lock().unwrap_or_else(PoisonError::into_inner).take();
         if timeout(SHUTDOWN, host.net.leave()).await.is_err() {
             warn!("the peer was stopped before it had said goodbye");
@@ -391,10 +392,13 @@ impl Node {
             }
         }
         host.protocols.pubsub.inboxes().finish();
+        host.protocols.pubsub.lanes().end();
     }
 }
 
 /// Topics whose numbering a node keeps. Beyond, those without a [`Publisher`] start again at 1.
 const MAX_OUTLETS: usize = 1 << 14;
+/// Time for what subscriptions hold.
+const DRAIN: Duration = Duration::from_millis(500);
 /// Time for a goodbye.
 const SHUTDOWN: Duration = Duration::from_millis(4500);

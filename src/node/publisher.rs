@@ -9,6 +9,7 @@ use tokio::time::timeout;
 
 use super::{Node, Subscription, WhileListened, codec};
 use crate::mesh::{Codec, GroupBy, Policy, SendReport, Topic};
+use crate::protocol::pubsub::receipt::Receipt;
 use crate::protocol::pubsub::{Outlet, SendError, SendOptions};
 
 /// Sends on one topic. Cheap to clone; all clones of one node's publisher share its order and numbers.
@@ -67,7 +68,31 @@ impl Publisher {
     /// # Errors
     /// The payload is too large.
     pub async fn publish(&self, codec: Codec, payload: Bytes, options: &SendOptions) -> Result<SendReport, SendError> {
+        if options.acked || options.redeliver {
+            return Ok(self.submit(codec, payload, options).await?.await);
+        }
         self.node.0.host.protocols.pubsub.send(&self.outlet, codec, &payload, options).await
+    }
+
+    /// Sends a payload as [`Publisher::publish`] does, but waits for room only: what became of it tells the [`Receipt`].
+    ///
+    /// # Errors
+    /// The payload is too large.
+    ///
+    /// # Cancel safety
+    /// Dropped while it waits, the message stays sent to those who had room, and goes to nobody else.
+    pub async fn submit(&self, codec: Codec, payload: Bytes, options: &SendOptions) -> Result<Receipt, SendError> {
+        self.node.0.host.protocols.pubsub.submit(&self.outlet, codec, &payload, options).await
+    }
+
+    /// Whether the last message from now on is kept for who comes later: each subscription of a node that begins to listen,
+    /// or comes back, gets it once, before any newer one. It is kept by this node, and ends with it. A subscription that takes
+    /// the place of one with the same filter within a few milliseconds may pass for that, and get nothing.
+    ///
+    /// # Panics
+    /// Outside of a tokio runtime.
+    pub fn retain(&self, retain: bool) {
+        self.node.0.host.protocols.pubsub.retain(&self.outlet, retain);
     }
 
     /// Sends bytes to whom there is room for, without waiting; the others are in the report. `None`: another send on this

@@ -47,6 +47,13 @@ impl Subscription {
         poll_fn(|context| self.inbox.poll_next(context)).await
     }
 
+    /// Listens no more, and gives what arrived and is still on its way: then it ends. What comes too late is handed back to
+    /// senders that want to know.
+    pub fn drain(&mut self) {
+        self.alive = None;
+        self.inbox.drain();
+    }
+
     /// The next message, if one is there already.
     pub fn try_next(&mut self) -> Option<Message> {
         self.inbox.try_next().flatten()

@@ -2,9 +2,14 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
+use tokio::time::Instant;
+
+use super::delivery;
 use super::pubsub::PubSub;
 use super::subscription::{Inbox, Inboxes, Put};
+use crate::mesh::delivery::{Claim, Claimed, Verdict};
 use crate::mesh::{Message, NodeId, NodeName, PeerId, Topic};
 use crate::net::{MAX_ALIASES, MAX_INTRODUCED};
 use crate::wire::frame::{self, BadFrame};
@@ -75,22 +80,46 @@ impl Arrivals {
             let at = (message.head.alias as usize).wrapping_sub(1);
             self.topics.get_mut(at).ok_or(BadFrame::Unannounced)?
         };
-        let received = Message {
+        let head = message.head;
+        let mut received = Message {
             topic: arrived.topic.clone(),
-            from: NodeId { peer: self.peer, index: message.head.from },
+            from: NodeId { peer: self.peer, index: head.from },
             from_name,
-            seq: message.head.seq,
-            codec: message.head.codec,
+            seq: head.seq,
+            codec: head.codec,
             payload: std::mem::take(&mut message.payload),
             lagged: 0,
+            retains: head.retains,
+            claimed: Claimed::default(),
         };
+        let lane = head.delivery.map(|_| self.pubsub.lanes().get(self.peer));
+        if let (Some(lane), Some(delivery)) = (&lane, head.delivery)
+            && !lane.accept(delivery)
+        {
+            return Ok(()); // it came before, and what is said of it will be or was
+        }
+        let expires = head.left.map(|left| Instant::now() + Duration::from_millis(left.into()));
         for node in message.targets() {
-            for inbox in arrived.inboxes(node, self.pubsub.inboxes()) {
-                let put = inbox.deliver(received.clone(), node, || self.pubsub.links().control(self.peer));
+            if let (Some(lane), Some(delivery)) = (&lane, head.delivery) {
+                received.claimed = Claimed(Some(lane.claim(delivery.id, node, expires, false)));
+            } else if let Some(expires) = expires {
+                received.claimed = Claimed(Some(Arc::new(Claim::new(Some(expires.into_std()), None))));
+            }
+            if head.left == Some(0) {
+                self.pubsub.dropped();
+                if let Claimed(Some(claim)) = std::mem::take(&mut received.claimed) {
+                    claim.settle(Verdict::Expired);
+                }
+                continue;
+            }
+            let inboxes = arrived.inboxes(node, self.pubsub.inboxes());
+            delivery::give(&received, inboxes, |inbox, message| {
+                let put = inbox.deliver(message, node, || self.pubsub.links().control(self.peer));
                 if put == Put::Dropped {
                     self.pubsub.dropped();
                 }
-            }
+                put
+            });
         }
         Ok(())
     }

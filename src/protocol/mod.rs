@@ -3,6 +3,7 @@
 //! | frame | protocol |
 //! |---|---|
 //! | topic, node, message | [`pubsub`] sends to groups of listeners, [`arrivals`] receives, [`subscription`] holds what arrived |
+//! | ack | [`delivery`]: what became of messages, and what goes out again; [`pubsub::receipt`]: what the sender learns of it |
 //! | call, cancel | [`services`]: what this peer's nodes offer |
 //! | answer | [`calls`]: what this peer's nodes have asked |
 //! | ping, pong | [`ping`]: the round trip of a link |
@@ -11,6 +12,7 @@ use std::sync::Arc;
 
 pub(crate) mod arrivals;
 pub(crate) mod calls;
+pub(crate) mod delivery;
 pub(crate) mod ping;
 pub(crate) mod pubsub;
 pub(crate) mod services;
@@ -34,6 +36,7 @@ pub(crate) struct Protocols {
 
 /// What reads one peer's frames: each kind goes to the protocol that it belongs to.
 struct Dispatch {
+    peer: PeerId,
     arrivals: Arrivals,
     pubsub: Arc<PubSub>,
     answers: Arc<Pending>,
@@ -43,6 +46,7 @@ struct Dispatch {
 impl Carried for Protocols {
     fn receiver(&self, peer: PeerId) -> Box<dyn Receive> {
         Box::new(Dispatch {
+            peer,
             arrivals: Arrivals::new(Arc::clone(&self.pubsub), peer),
             pubsub: Arc::clone(&self.pubsub),
             answers: self.calls.pending(peer),
@@ -50,16 +54,22 @@ impl Carried for Protocols {
         })
     }
 
-    fn up(&self, _peer: PeerId, _link: &Link) {}
+    fn up(&self, peer: PeerId, link: &Link) {
+        self.pubsub.lanes().up(peer, link);
+    }
 
     fn down(&self, peer: PeerId, link: &Link) {
         self.calls.down(peer, link);
+        self.pubsub.lanes().down(peer);
     }
 
-    fn gone(&self, _peer: PeerId) {}
+    fn gone(&self, peer: PeerId) {
+        self.pubsub.lanes().gone(peer);
+    }
 
     fn forgotten(&self, peer: PeerId) {
         self.calls.forget(peer);
+        self.pubsub.lanes().forget(peer);
     }
 }
 
@@ -69,6 +79,7 @@ impl Receive for Dispatch {
             Frame::Message(message) => self.arrivals.message(message)?,
             Frame::Topic { alias, topic } => self.arrivals.topic(alias, topic)?,
             Frame::Node { index, name } => self.arrivals.node(index, name),
+            Frame::Ack { id, node, verdict } => self.pubsub.lanes().get(self.peer).hear(id, node, verdict),
             Frame::Call(call) => self.callers.call(call, link),
             Frame::Cancel { call } => self.callers.cancel(call),
             Frame::Answer(answer) => self.answers.answered(answer),

@@ -1,9 +1,13 @@
 //! Messages on topics: from a sending node along the routes to links and to nodes of this process, and from links into
 //! subscriptions.
 
+mod options;
+pub(crate) mod receipt;
+mod retain;
+mod sending;
+
 use std::collections::HashMap;
-use std::pin::pin;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -14,14 +18,16 @@ use smallvec::SmallVec;
 use tokio::sync::{Mutex as OrderedMutex, MutexGuard as OrderedGuard, watch};
 use tokio::time::{Instant, timeout_at};
 
+pub use self::options::{SendError, SendOptions};
+use self::retain::Retained;
+use self::sending::Sending;
+use super::delivery::{Content, Lanes, NotPosted, Slot};
 use super::ping::Pings;
-use super::subscription::{Inbox, Inboxes, Put};
+use super::subscription::Inboxes;
 use crate::mesh::{
-    Codec, DropReason, GroupBy, Message, NodeId, NodeName, PeerId, Policy, Routes, Rules, SendReport, Target, Topic,
-    Turns,
+    Codec, Group, GroupBy, NodeId, NodeName, PeerId, Policy, Route, Routes, Rules, SendReport, Target, Topic, Turns,
 };
-use crate::net::{Link, Links, Outgoing, Refused};
-use crate::wire::frame;
+use crate::net::{Link, Links};
 
 /// What all nodes of a peer share for sending and receiving.
 #[derive(Debug)]
@@ -32,11 +38,21 @@ pub(crate) struct PubSub {
     pings: Pings,
     rules: Rules,
     turns: Mutex<HashMap<Topic, Arc<Mutex<Turns>>>>,
+    lanes: Lanes,
     max_message: usize,
-    send_timeout: Duration,
+    times: SendTimes,
     sent: AtomicU64,
     received: AtomicU64,
     dropped: AtomicU64,
+}
+
+/// How long sends wait, unless their options say otherwise.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct SendTimes {
+    /// For room.
+    pub(crate) room: Duration,
+    /// For room and acknowledgements.
+    pub(crate) acknowledgement: Duration,
 }
 
 /// One node's sending on one topic: what makes its messages leave in order.
@@ -49,6 +65,8 @@ pub(crate) struct Outlet {
     policy: Policy,
     group_by: GroupBy,
     turns: Arc<Mutex<Turns>>,
+    /// Whether the last message is kept for who comes later.
+    retains: Arc<AtomicBool>,
     /// Held while a message is sent. A fair lock: who comes first sends first. Shared with outlets of another policy, so
     /// that the numbers of a node's topic are one sequence.
     state: Arc<OrderedMutex<State>>,
@@ -59,6 +77,7 @@ struct State {
     seq: u64,
     plan: Plan,
     rng: SmallRng,
+    retained: Option<Box<Retained>>,
 }
 
 /// A route with the links looked up. Holds for one snapshot of the routes and one way of grouping.
@@ -66,7 +85,7 @@ struct State {
 struct Plan {
     generation: Option<u64>,
     group_by: GroupBy,
-    route: crate::mesh::Route,
+    route: Arc<Route>,
     /// For each member of each group, in the order of the route.
     ways: Vec<Vec<Way>>,
 }
@@ -84,79 +103,19 @@ enum Way {
     Down,
 }
 
-/// How one message is sent.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct SendOptions {
-    /// To whom it goes.
-    pub target: Target,
-    /// How long a full link or subscription may hold it up before it is dropped for that node. `None`: as configured,
-    /// 1 s by default. Zero never waits.
-    pub timeout: Option<Duration>,
-    /// What [`Policy::Hash`] goes by: messages of one key go to one node of each group. Does not travel.
-    pub key: Option<Bytes>,
-}
-
-/// Why a message was not sent to anybody.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum SendError {
-    /// It is larger than the mesh takes. Nothing was sent.
-    #[error("a message of {len} bytes, over the limit of {max}")]
-    TooLarge {
-        /// Its size in bytes.
-        len: usize,
-        /// The limit in bytes.
-        max: usize,
-    },
-    /// The topic is not one. Nothing was sent.
-    #[error(transparent)]
-    Topic(#[from] crate::mesh::BadName),
-    /// The value cannot be encoded. Nothing was sent.
-    #[error("the value cannot be encoded: {0}")]
-    Encode(String),
-    /// The peer has shut down.
-    #[error("the peer has shut down")]
-    Closed,
-}
-
 /// Who gets one message. On the stack for as many as there mostly are.
 type Receivers = SmallVec<[(NodeId, Way); FEW]>;
 
-/// A message that is being sent.
-struct Sending<'a> {
-    pubsub: &'a PubSub,
-    outlet: &'a Outlet,
-    seq: u64,
-    codec: Codec,
-    payload: &'a Bytes,
-    report: SendReport,
-    waiting: Vec<Waiting>,
-}
-
-/// Nodes for which the message found no room yet.
-struct Waiting {
-    via: Via,
-    targets: Vec<u32>,
-    peer: PeerId,
-    why: DropReason,
-}
-
-/// What came of another try.
-enum Again {
-    Given,
-    Not(DropReason),
-    /// Something changed: try again.
-    Wait(DropReason),
-}
-
-enum Via {
-    Link(Link, u32),
-    /// Subscriptions of one node of this process.
-    Inboxes(Vec<Arc<Inbox>>),
-}
-
 impl PubSub {
-    pub(crate) fn new(host: String, links: Links, rules: Rules, max_message: usize, send_timeout: Duration) -> Self {
+    /// `max_unsettled`: bytes per peer that wait to be acknowledged.
+    pub(crate) fn new(
+        host: String,
+        links: Links,
+        rules: Rules,
+        max_message: usize,
+        max_unsettled: usize,
+        times: SendTimes,
+    ) -> Self {
         Self {
             host,
             links,
@@ -164,8 +123,9 @@ impl PubSub {
             pings: Pings::default(),
             rules,
             turns: Mutex::default(),
+            lanes: Lanes::new(max_unsettled),
             max_message,
-            send_timeout,
+            times,
             sent: AtomicU64::new(0),
             received: AtomicU64::new(0),
             dropped: AtomicU64::new(0),
@@ -178,6 +138,14 @@ impl PubSub {
 
     pub(crate) fn links(&self) -> &Links {
         &self.links
+    }
+
+    pub(crate) fn lanes(&self) -> &Lanes {
+        &self.lanes
+    }
+
+    pub(super) fn host(&self) -> &str {
+        &self.host
     }
 
     pub(crate) fn pings(&self) -> &Pings {
@@ -197,7 +165,7 @@ impl PubSub {
     /// Messages sent, received over links, and dropped, since the start.
     pub(crate) fn counts(&self) -> (u64, u64, u64) {
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        (read(&self.sent), read(&self.received), read(&self.dropped))
+        (read(&self.sent), read(&self.received), read(&self.dropped) + self.inboxes.expired())
     }
 
     /// What a node sends on a topic with.
@@ -215,10 +183,10 @@ impl PubSub {
             }
             Arc::clone(turns.entry(topic.clone()).or_default())
         };
+        let rng = SmallRng::from_rng(&mut rand::rng());
         let (policy, group_by) = self.rules.for_topic(&topic);
-        let state = State { seq: 0, plan: Plan::default(), rng: SmallRng::from_rng(&mut rand::rng()) };
-        let state = Arc::new(OrderedMutex::new(state));
-        Outlet { topic, from, from_name, routes, policy, group_by, turns, state }
+        let state = Arc::new(OrderedMutex::new(State { seq: 0, plan: Plan::default(), rng, retained: None }));
+        Outlet { topic, from, from_name, routes, policy, group_by, turns, retains: Arc::default(), state }
     }
 
     /// Sends one message, waiting for room at most as long as the options say.
@@ -238,10 +206,34 @@ impl PubSub {
         };
         let mut sending = self.begin(outlet, &mut state, codec, payload, options);
         if !sending.waiting.is_empty() {
-            let timeout = options.timeout.unwrap_or(self.send_timeout);
-            sending.finish(timeout).await;
+            sending.finish(deadline(options.timeout.unwrap_or(self.times.room))).await;
         }
         Ok(self.count(sending.report))
+    }
+
+    /// Sends a message that is to be acknowledged to nodes of one peer; only to one at a time if that is this peer itself.
+    fn post(&self, content: &Arc<Content>, peer: PeerId, targets: &[u32]) -> Result<Vec<Slot>, NotPosted> {
+        let lane = self.lanes.get(peer);
+        if peer != content.from.peer {
+            return lane.post(content, peer, targets);
+        }
+        let Some(index) = targets.first().copied() else { return Ok(Vec::new()) };
+        lane.post_here(content, NodeId { peer, index }, &self.inboxes.matching(index, &content.topic))
+    }
+
+    /// All subscriptions end once what they hold is taken. What is not taken and settled in time is handed back.
+    pub(crate) async fn drain(&self, patience: Duration) {
+        let open = self.inboxes.open();
+        open.iter().for_each(|inbox| inbox.drain());
+        let drained = async {
+            for inbox in &open {
+                inbox.drained().await;
+            }
+            self.lanes.all_settled().await;
+        };
+        if timeout_at(deadline(patience), drained).await.is_err() {
+            open.iter().for_each(|inbox| inbox.hand_back());
+        }
     }
 
     /// Sends one message to whom there is room for; the others are in the report. Never waits.
@@ -261,7 +253,7 @@ impl PubSub {
 
     /// How many nodes listen to the outlet's topic.
     pub(crate) fn listeners(&self, outlet: &Outlet) -> usize {
-        let count = |route: &crate::mesh::Route| route.groups.iter().map(|group| group.members.len()).sum();
+        let count = |route: &Route| route.groups.iter().map(|group| group.members.len()).sum();
         match outlet.state.try_lock() {
             Ok(mut state) => {
                 self.refresh(outlet, &mut state.plan, outlet.group_by);
@@ -302,13 +294,36 @@ impl PubSub {
         payload: &'a Bytes,
         options: &SendOptions,
     ) -> Sending<'a> {
-        let State { seq, plan, rng } = &mut **state;
+        self.refresh(outlet, &mut state.plan, outlet.grouping(&options.target));
+        state.seq += 1;
+        let mut sending = Sending {
+            pubsub: self,
+            outlet,
+            seq: state.seq,
+            codec,
+            payload,
+            until: options.ttl.map(deadline),
+            retains: outlet.is_retaining(),
+            content: None,
+            slots: Vec::new(),
+            others: None,
+            report: SendReport::default(),
+            waiting: Vec::new(),
+        };
+        if sending.retains {
+            state.retained.get_or_insert_default();
+            self.catch_up(outlet, state);
+            state.retained.get_or_insert_default().keep(Arc::new(sending.content()));
+        } else {
+            state.retained = None;
+        }
+        if options.is_acked() {
+            sending.content = Some(Arc::new(sending.content()));
+            let one_of_a_group = matches!(options.target, Target::EachGroup | Target::Group(_));
+            sending.others = (options.redeliver && one_of_a_group).then(|| Arc::clone(&state.plan.route));
+        }
+        let State { plan, rng, .. } = &mut **state;
         let target = &options.target;
-        // The group that a target names is that of a name, however messages to all groups are grouped.
-        self.refresh(outlet, plan, if matches!(target, Target::Group(_)) { GroupBy::Name } else { outlet.group_by });
-        *seq += 1;
-        let report = SendReport::default();
-        let mut sending = Sending { pubsub: self, outlet, seq: *seq, codec, payload, report, waiting: Vec::new() };
         let mut turns = None; // locked only if there is a choice
         let mut several: Receivers = SmallVec::new();
         for (group, ways) in plan.route.groups.iter().zip(&plan.ways) {
@@ -365,13 +380,34 @@ impl PubSub {
         };
         plan.ways =
             route.groups.iter().map(|group| group.members.iter().map(|member| way(member.id.peer)).collect()).collect();
-        plan.route = route;
+        plan.route = Arc::new(route);
     }
 }
 
 impl Outlet {
     pub(crate) fn topic(&self) -> &Topic {
         &self.topic
+    }
+
+    /// Whether it keeps its last message.
+    pub(crate) fn is_retaining(&self) -> bool {
+        self.retains.load(Ordering::Acquire)
+    }
+
+    pub(super) fn routes(&self) -> &watch::Receiver<Arc<Routes>> {
+        &self.routes
+    }
+
+    /// Which of these nodes gets a message that another could not take.
+    pub(super) fn pick_again(&self, group: &Group, key: Option<&[u8]>, rng: &mut SmallRng) -> NodeId {
+        let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
+        group.members[turns.pick(&self.policy, group, |_| 0, key, rng)].id
+    }
+
+    /// How listeners are grouped. The group that a target names is that of a name, however messages to all groups are
+    /// grouped.
+    fn grouping(&self, target: &Target) -> GroupBy {
+        if matches!(target, Target::Group(_)) { GroupBy::Name } else { self.group_by }
     }
 
     /// The same node's sending on the same topic, balanced otherwise. Both number their messages in one sequence.
@@ -384,6 +420,7 @@ impl Outlet {
             policy,
             group_by,
             turns: Arc::default(),
+            retains: Arc::clone(&self.retains),
             state: Arc::clone(&self.state),
         }
     }
@@ -398,15 +435,6 @@ impl Outlet {
         let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
         turns.keep_up(plan.generation.unwrap_or_default(), &plan.route.groups);
         turns
-    }
-}
-
-impl SendOptions {
-    /// With what [`Policy::Hash`] goes by.
-    #[must_use]
-    pub fn key(mut self, key: impl Into<Bytes>) -> Self {
-        self.key = Some(key.into());
-        self
     }
 }
 
@@ -429,157 +457,10 @@ impl Way {
     }
 }
 
-impl Sending<'_> {
-    /// Groups the receivers by peer, so that the message crosses each link once.
-    fn give_all(&mut self, mut receivers: Receivers) {
-        receivers.sort_unstable_by_key(|(id, _)| *id);
-        let mut rest = &receivers[..];
-        while let Some((first, way)) = rest.first() {
-            let same = rest.iter().take_while(|(id, _)| id.peer == first.peer).count().min(frame::MAX_TARGETS);
-            let targets: SmallVec<[u32; FEW]> = rest[..same].iter().map(|(id, _)| id.index).collect();
-            self.give(way, first.peer, &targets);
-            rest = &rest[same..];
-        }
-    }
-
-    /// Gives the message to nodes of one peer, or notes that it has to wait.
-    fn give(&mut self, way: &Way, peer: PeerId, targets: &[u32]) {
-        match way {
-            Way::Here => targets.iter().for_each(|target| self.give_here(*target)),
-            Way::Down => self.drop_for(peer, targets, DropReason::LinkDown),
-            Way::Link { link, alias } => match self.push(link, *alias, targets) {
-                Ok(()) => self.report.sent += targets.len(),
-                Err(Refused::Closed) => self.drop_for(peer, targets, DropReason::LinkDown),
-                // One node's pause is not the others'.
-                Err(Refused::Paused) if targets.len() > 1 => {
-                    targets.iter().for_each(|target| self.give(way, peer, &[*target]));
-                }
-                Err(Refused::TooLarge) => self.drop_for(peer, targets, DropReason::TooLarge),
-                // A send has waited in vain already: a stuck receiver costs the others that once.
-                Err(Refused::Full) if link.is_stalled() => self.drop_for(peer, targets, DropReason::LinkFull),
-                Err(refused) => {
-                    let why =
-                        if refused == Refused::Full { DropReason::LinkFull } else { DropReason::SubscriptionFull };
-                    let via = Via::Link(link.clone(), *alias);
-                    self.waiting.push(Waiting { via, targets: targets.to_vec(), peer, why });
-                }
-            },
-        }
-    }
-
-    fn give_here(&mut self, node: u32) {
-        let peer = self.outlet.from.peer;
-        let mut full = Vec::new();
-        for inbox in self.pubsub.inboxes.matching(node, &self.outlet.topic) {
-            match inbox.offer(self.message()) {
-                Put::Full => full.push(inbox),
-                Put::Dropped => drop(self.pubsub.dropped.fetch_add(1, Ordering::Relaxed)),
-                Put::Taken | Put::Closed => {}
-            }
-        }
-        if full.is_empty() {
-            self.report.sent += 1;
-        } else {
-            let (via, targets) = (Via::Inboxes(full), vec![node]);
-            self.waiting.push(Waiting { via, targets, peer, why: DropReason::SubscriptionFull });
-        }
-    }
-
-    fn push(&self, link: &Link, alias: u32, targets: &[u32]) -> Result<(), Refused> {
-        link.try_push(&Outgoing {
-            topic: &self.outlet.topic,
-            alias,
-            from: self.outlet.from.index,
-            from_name: &self.outlet.from_name,
-            seq: self.seq,
-            codec: self.codec,
-            targets,
-            payload: self.payload,
-        })
-    }
-
-    fn message(&self) -> Message {
-        Message {
-            topic: self.outlet.topic.clone(),
-            from: self.outlet.from,
-            from_name: self.outlet.from_name.clone(),
-            seq: self.seq,
-            codec: self.codec,
-            payload: self.payload.clone(),
-            lagged: 0,
-        }
-    }
-
-    /// Waits for room, for all that wait together no longer than `timeout`.
-    async fn finish(&mut self, timeout: Duration) {
-        if timeout.is_zero() {
-            return self.give_up();
-        }
-        // A time so long that it cannot be counted is for ever, or near enough.
-        let now = Instant::now();
-        let deadline = now.checked_add(timeout).unwrap_or(now + FOR_EVER);
-        for Waiting { mut via, targets, peer, mut why } in std::mem::take(&mut self.waiting) {
-            let given = loop {
-                match self.again(&mut via, &targets, deadline).await {
-                    Again::Given => break true,
-                    Again::Not(reason) => {
-                        why = reason;
-                        break false;
-                    }
-                    Again::Wait(reason) => why = reason,
-                }
-            };
-            if given {
-                self.report.sent += targets.len();
-            } else {
-                if let (Via::Link(link, _), DropReason::LinkFull) = (&via, why) {
-                    link.set_stalled();
-                }
-                self.drop_for(peer, &targets, why);
-            }
-        }
-    }
-
-    /// Tries once more, and waits for a change if there is no room yet.
-    async fn again(&self, via: &mut Via, targets: &[u32], deadline: Instant) -> Again {
-        match via {
-            Via::Link(link, alias) => {
-                let mut changed = pin!(link.changed());
-                changed.as_mut().enable();
-                let why = match self.push(link, *alias, targets) {
-                    Ok(()) => return Again::Given,
-                    Err(Refused::Closed) => return Again::Not(DropReason::LinkDown),
-                    Err(Refused::TooLarge) => return Again::Not(DropReason::TooLarge),
-                    Err(Refused::Full) => DropReason::LinkFull,
-                    Err(Refused::Paused) => DropReason::SubscriptionFull,
-                };
-                if timeout_at(deadline, changed).await.is_err() { Again::Not(why) } else { Again::Wait(why) }
-            }
-            Via::Inboxes(full) => {
-                let Some(inbox) = full.last().cloned() else { return Again::Given };
-                let mut room = pin!(inbox.room());
-                room.as_mut().enable();
-                if inbox.offer(self.message()) != Put::Full {
-                    full.pop();
-                    return Again::Wait(DropReason::SubscriptionFull);
-                }
-                if timeout_at(deadline, room).await.is_err() {
-                    return Again::Not(DropReason::SubscriptionFull);
-                }
-                Again::Wait(DropReason::SubscriptionFull)
-            }
-        }
-    }
-
-    fn give_up(&mut self) {
-        for Waiting { targets, peer, why, .. } in std::mem::take(&mut self.waiting) {
-            self.drop_for(peer, &targets, why);
-        }
-    }
-
-    fn drop_for(&mut self, peer: PeerId, targets: &[u32], why: DropReason) {
-        self.report.dropped.extend(targets.iter().map(|index| (NodeId { peer, index: *index }, why)));
-    }
+/// After that time. One so long that it cannot be counted is for ever, or near enough.
+fn deadline(time: Duration) -> Instant {
+    let now = Instant::now();
+    now.checked_add(time).unwrap_or(now + FOR_EVER)
 }
 
 /// Receivers that most messages have at most.

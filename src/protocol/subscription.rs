@@ -8,8 +8,10 @@ use std::task::{Context, Poll};
 use futures::task::AtomicWaker;
 use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
+use tokio::time::Instant;
 
-use crate::mesh::{Message, PeerId, Topic, TopicFilter};
+use crate::mesh::delivery::{Claimed, Verdict};
+use crate::mesh::{Message, NodeId, PeerId, Topic, TopicFilter};
 use crate::net::ControlSender;
 
 /// What happens to messages for a subscription whose queue is full. A slow subscription never slows another, whichever it
@@ -36,11 +38,25 @@ pub struct ListenOptions {
     pub bytes: usize,
     /// What happens when either is reached.
     pub overflow: Overflow,
+    /// When senders that want to know are told that a message was taken.
+    pub acknowledge: Acknowledge,
+}
+
+/// When a message counts as taken, for senders that asked for an acknowledgement.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Acknowledge {
+    /// When the program takes it from the subscription.
+    #[default]
+    Taken,
+    /// When the program says so: [`Message::acknowledge`]. A message that is dropped without, by a panic too, is handed
+    /// back: its sender learns of it, or it goes to another node of the group.
+    Handled,
 }
 
 impl Default for ListenOptions {
     fn default() -> Self {
-        Self { messages: 1024, bytes: 64 << 20, overflow: Overflow::default() }
+        Self { messages: 1024, bytes: 64 << 20, overflow: Overflow::default(), acknowledge: Acknowledge::default() }
     }
 }
 
@@ -50,8 +66,10 @@ pub(crate) struct Inbox {
     options: ListenOptions,
     state: Mutex<State>,
     reader: AtomicWaker,
-    /// Senders of this process wait here for room.
+    /// Senders of this process wait here for room, and a drain for the end.
     room: Notify,
+    /// Messages dropped because their time was over.
+    expired: Arc<AtomicU64>,
 }
 
 #[derive(Debug, Default)]
@@ -63,6 +81,10 @@ struct State {
     lagged_back: u64,
     /// Whom this queue asked to pause, and how many messages came since.
     paused: HashMap<(PeerId, u32, Topic), (ControlSender, usize)>,
+    /// Of senders that keep their last message, the number of the newest that came: what they send again is not newer.
+    newest: HashMap<(NodeId, Topic), u64>,
+    /// Closed as soon as it is empty.
+    draining: bool,
     closed: bool,
 }
 
@@ -80,9 +102,9 @@ pub(crate) enum Put {
 }
 
 impl Inbox {
-    pub(crate) fn new(options: ListenOptions) -> Self {
+    pub(crate) fn new(options: ListenOptions, expired: Arc<AtomicU64>) -> Self {
         let options = ListenOptions { messages: options.messages.max(1), ..options };
-        Self { options, state: Mutex::default(), reader: AtomicWaker::new(), room: Notify::new() }
+        Self { options, state: Mutex::default(), reader: AtomicWaker::new(), room: Notify::new(), expired }
     }
 
     /// Takes a message of this process, unless the queue blocks.
@@ -92,6 +114,11 @@ impl Inbox {
             return if state.closed { Put::Closed } else { Put::Full };
         }
         self.put(&mut state, message)
+    }
+
+    /// Takes a message of this process even if the queue blocks: what is bounded elsewhere.
+    pub(crate) fn force(&self, message: Message) -> Put {
+        self.put(&mut self.state(), message)
     }
 
     /// Takes a message that came over a link. A queue that blocks asks the sender to pause when it is full.
@@ -135,17 +162,42 @@ impl Inbox {
     /// The next message, if one is there.
     pub(crate) fn try_next(&self) -> Option<Option<Message>> {
         let mut state = self.state();
-        let Some(mut message) = state.messages.pop_front() else { return state.closed.then_some(None) };
-        state.bytes -= message.payload.len();
-        message.lagged += std::mem::take(&mut state.lagged_front);
-        if self.options.overflow == Overflow::Block && self.is_half_empty(&state) {
+        let popped = self.pop(&mut state);
+        let ends = popped.is_none() && state.draining && !state.closed;
+        state.closed |= ends;
+        let closed = state.closed;
+        let room = self.options.overflow == Overflow::Block && self.is_half_empty(&state);
+        if room {
             for ((_, node, topic), (control, _)) in state.paused.drain() {
                 control.set_paused(node, topic, false);
             }
-            drop(state);
+        }
+        drop(state);
+        if room || ends {
             self.room.notify_waiters();
         }
+        let Some(mut message) = popped else { return closed.then_some(None) };
+        if self.options.acknowledge == Acknowledge::Taken
+            && let Some(claim) = message.claimed.0.take()
+        {
+            claim.settle(Verdict::Taken);
+        }
         Some(Some(message))
+    }
+
+    /// Takes the first message whose time is not over off the queue.
+    fn pop(&self, state: &mut State) -> Option<Message> {
+        while let Some(mut message) = state.messages.pop_front() {
+            state.bytes -= message.payload.len();
+            message.lagged += std::mem::take(&mut state.lagged_front);
+            if !is_over(&message) {
+                return Some(message);
+            }
+            state.lagged_front = message.lagged;
+            self.expired.fetch_add(1, Ordering::Relaxed);
+            note(&message, Verdict::Expired);
+        }
+        None
     }
 
     /// Nobody reads any more: nothing is taken, nobody waits.
@@ -168,6 +220,36 @@ impl Inbox {
         self.reader.wake();
     }
 
+    /// What is there, and what still comes until then, can be read; when nothing is there, comes the end.
+    pub(crate) fn drain(&self) {
+        let mut state = self.state();
+        state.draining = true;
+        state.closed |= state.messages.is_empty();
+        drop(state);
+        self.room.notify_waiters();
+        self.reader.wake();
+    }
+
+    /// Waits until a drain is over.
+    pub(crate) async fn drained(&self) {
+        loop {
+            let changed = self.room.notified();
+            if self.is_closed() {
+                return;
+            }
+            changed.await;
+        }
+    }
+
+    /// Takes nothing more, and hands back what senders want to hear of. The rest can still be read.
+    pub(crate) fn hand_back(&self) {
+        let mut state = self.state();
+        state.messages.retain(|message| message.claimed.0.as_ref().is_none_or(|claim| !claim.is_awaited()));
+        state.bytes = state.messages.iter().map(|message| message.payload.len()).sum();
+        drop(state);
+        self.finish();
+    }
+
     pub(crate) fn is_closed(&self) -> bool {
         self.state().closed
     }
@@ -176,6 +258,9 @@ impl Inbox {
         if state.closed {
             return Put::Closed;
         }
+        if message.retains && !state.is_newer(&message) {
+            return Put::Taken; // it was, before
+        }
         let mut put = Put::Taken;
         let blocks = self.options.overflow == Overflow::Block;
         // Even what blocks has an end: a sender that does not pause must not fill the memory.
@@ -183,12 +268,14 @@ impl Inbox {
             put = Put::Dropped;
             if self.options.overflow == Overflow::DropNewest {
                 state.lagged_back += 1;
+                note(&message, Verdict::Overflow);
                 return put;
             }
             while !state.messages.is_empty() && (blocks || self.is_full(state) || self.is_too_much(state, &message)) {
                 if let Some(oldest) = state.messages.pop_front() {
                     state.bytes -= oldest.payload.len();
                     state.lagged_front += 1 + oldest.lagged;
+                    note(&oldest, Verdict::Overflow);
                 }
                 if blocks {
                     break;
@@ -199,6 +286,9 @@ impl Inbox {
             }
         }
         message.lagged = std::mem::take(&mut state.lagged_back);
+        if message.retains {
+            state.remember(&message);
+        }
         state.bytes += message.payload.len();
         state.messages.push_back(message);
         self.reader.wake();
@@ -226,6 +316,35 @@ impl Inbox {
     }
 }
 
+impl State {
+    /// Whether a message of a sender that sends its last one again is not that. One that is to be acknowledged never is.
+    fn is_newer(&self, message: &Message) -> bool {
+        let awaited = message.claimed.0.as_ref().is_some_and(|claim| claim.is_awaited());
+        let key = (message.from, message.topic.clone());
+        awaited || self.newest.get(&key).is_none_or(|newest| message.seq > *newest)
+    }
+
+    fn remember(&mut self, message: &Message) {
+        if self.newest.len() >= MAX_RETAINED {
+            self.newest.clear();
+        }
+        let newest = self.newest.entry((message.from, message.topic.clone())).or_default();
+        *newest = message.seq.max(*newest);
+    }
+}
+
+/// Notes why a message is dropped, for who wants to hear it.
+fn note(message: &Message, verdict: Verdict) {
+    if let Claimed(Some(claim)) = &message.claimed {
+        claim.note(verdict);
+    }
+}
+
+fn is_over(message: &Message) -> bool {
+    let expires = message.claimed.0.as_ref().and_then(|claim| claim.expires());
+    expires.is_some_and(|expires| Instant::now().into_std() >= expires)
+}
+
 /// One subscription of a node.
 type Listening = (TopicFilter, Arc<Inbox>);
 
@@ -234,6 +353,7 @@ type Listening = (TopicFilter, Arc<Inbox>);
 pub(crate) struct Inboxes {
     by_node: RwLock<HashMap<u32, Vec<Listening>>>,
     generation: AtomicU64,
+    expired: Arc<AtomicU64>,
 }
 
 impl Inboxes {
@@ -242,15 +362,30 @@ impl Inboxes {
         self.generation.load(Ordering::Acquire)
     }
 
-    pub(crate) fn insert(&self, node: u32, filter: TopicFilter, inbox: Arc<Inbox>) {
+    /// Messages dropped by subscriptions because their time was over.
+    pub(crate) fn expired(&self) -> u64 {
+        self.expired.load(Ordering::Relaxed)
+    }
+
+    /// A new subscription of a node.
+    pub(crate) fn insert(&self, node: u32, filter: TopicFilter, options: ListenOptions) -> Arc<Inbox> {
+        let inbox = Arc::new(Inbox::new(options, Arc::clone(&self.expired)));
         let mut by_node = self.by_node.write().unwrap_or_else(PoisonError::into_inner);
         let listening = by_node.entry(node).or_default();
         // Those that were closed go when the list would grow, so that dropping a subscription takes no lock of all others.
         if listening.len() == listening.capacity() {
             listening.retain(|(_, inbox)| !inbox.is_closed());
         }
-        listening.push((filter, inbox));
+        listening.push((filter, Arc::clone(&inbox)));
         self.generation.fetch_add(1, Ordering::Release);
+        inbox
+    }
+
+    /// All that are read.
+    pub(crate) fn open(&self) -> Vec<Arc<Inbox>> {
+        let by_node = self.by_node.read().unwrap_or_else(PoisonError::into_inner);
+        let inboxes = by_node.values().flatten().map(|(_, inbox)| inbox);
+        inboxes.filter(|inbox| !inbox.is_closed()).cloned().collect()
     }
 
     /// Where messages on a topic for a node go.
@@ -284,12 +419,16 @@ const ASK_AGAIN: usize = 256;
 /// Senders and topics that one subscription pauses at a time.
 const MAX_PAUSED: usize = 1 << 16;
 
+/// Senders and topics whose last message is told from one that is sent again, per subscription. Then it starts over, and one
+/// may come twice.
+const MAX_RETAINED: usize = 1 << 16;
+
 #[cfg(test)]
 mod tests {
     use bytes::Bytes;
 
     use super::*;
-    use crate::mesh::{Codec, NodeId, NodeName};
+    use crate::mesh::{Codec, NodeName};
 
     fn message(seq: u64, size: usize) -> Message {
         Message {
@@ -300,11 +439,13 @@ mod tests {
             codec: Codec::Bytes,
             payload: Bytes::from(vec![0; size]),
             lagged: 0,
+            retains: false,
+            claimed: Claimed::default(),
         }
     }
 
     fn inbox(messages: usize, bytes: usize, overflow: Overflow) -> Inbox {
-        Inbox::new(ListenOptions { messages, bytes, overflow })
+        Inbox::new(ListenOptions { messages, bytes, overflow, ..ListenOptions::default() }, Arc::default())
     }
 
     fn taken(inbox: &Inbox) -> Vec<(u64, u64)> {

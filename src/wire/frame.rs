@@ -5,6 +5,7 @@
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
 use super::LENGTH;
+use crate::mesh::delivery::Verdict;
 use crate::mesh::{BadName, Codec, MAX_NAME, NodeName, ServiceName, Topic};
 
 /// One frame.
@@ -26,6 +27,8 @@ pub(crate) enum Frame {
     Answer(Answer),
     /// Who called wants no answer any more.
     Cancel { call: u64 },
+    /// What became of a message that the sender wants to hear of, at one node.
+    Ack { id: u64, node: u32, verdict: Verdict },
 }
 
 /// A call on its way.
@@ -91,6 +94,21 @@ pub(crate) struct MessageHead {
     /// Index of the sending node at the sender.
     pub(crate) from: u32,
     pub(crate) seq: u64,
+    /// Set if the sender wants to hear what becomes of it.
+    pub(crate) delivery: Option<Delivery>,
+    /// Milliseconds until its time is over. With 0 there is no payload: it is over.
+    pub(crate) left: Option<u32>,
+    /// The sender keeps its last message on the topic for who comes later.
+    pub(crate) retains: bool,
+}
+
+/// The number of a message that is to be acknowledged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Delivery {
+    /// Higher than that of all messages before, to the same peer.
+    pub(crate) id: u64,
+    /// The sender knows what became of all messages of lower numbers.
+    pub(crate) settled: u64,
 }
 
 /// Why a frame is refused. The stream that brought it is not read any further.
@@ -98,6 +116,8 @@ pub(crate) struct MessageHead {
 pub(crate) enum BadFrame {
     #[error("a frame of the unknown kind {0}")]
     Kind(u8),
+    #[error("a verdict of the unknown kind {0}")]
+    Verdict(u8),
     #[error("a payload of the unknown codec {0}")]
     Codec(u8),
     #[error("an answer of the unknown kind {0}")]
@@ -127,6 +147,12 @@ impl Frame {
             CALL => Call::parse(body).map(Self::Call),
             ANSWER => Answer::parse(body).map(Self::Answer),
             CANCEL => Ok(Self::Cancel { call: body.try_get_u64().map_err(|_| BadFrame::Short)? }),
+            ACK => {
+                let id = body.try_get_u64().map_err(|_| BadFrame::Short)?;
+                let node = number(&mut body)?;
+                let verdict = body.try_get_u8().map_err(|_| BadFrame::Short)?;
+                Ok(Self::Ack { id, node, verdict: Verdict::new(verdict).ok_or(BadFrame::Verdict(verdict))? })
+            }
             kind => Err(BadFrame::Kind(kind)),
         }
     }
@@ -173,9 +199,19 @@ impl Message {
         if body.len() < MESSAGE_HEAD - LENGTH - 1 {
             return Err(BadFrame::Short);
         }
-        let codec = codec_from(body.get_u8())?;
+        let kind = body.get_u8();
+        let codec = codec_from(kind & !(ACKED | EXPIRES | RETAINS))?;
         let count = usize::from(body.get_u16());
-        let head = MessageHead { codec, alias: body.get_u32(), from: body.get_u32(), seq: body.get_u64() };
+        let (alias, from, seq) = (body.get_u32(), body.get_u32(), body.get_u64());
+        let delivery = if kind & ACKED == 0 {
+            None
+        } else if body.len() < 16 {
+            return Err(BadFrame::Short);
+        } else {
+            Some(Delivery { id: body.get_u64(), settled: body.get_u64() })
+        };
+        let left = if kind & EXPIRES == 0 { None } else { Some(number(&mut body)?) };
+        let head = MessageHead { codec, alias, from, seq, delivery, left, retains: kind & RETAINS != 0 };
         let targets = cut(&mut body, count * 4)?;
         let topic = if head.alias == INLINE {
             let len = usize::from(body.try_get_u8().map_err(|_| BadFrame::Short)?);
@@ -198,20 +234,49 @@ pub(crate) fn put_message(
     payload: usize,
 ) {
     let inline = topic.map_or(0, |topic| 1 + topic.as_str().len());
-    let length = MESSAGE_HEAD - LENGTH + targets.len() * 4 + inline + payload;
+    let more = head.delivery.map_or(0, |_| 16) + head.left.map_or(0, |_| 4);
+    let length = MESSAGE_HEAD - LENGTH + more + targets.len() * 4 + inline + payload;
     out.reserve(LENGTH + length - payload);
     out.put_u32(length as u32);
     out.put_u8(MESSAGE);
-    out.put_u8(codec_to(head.codec));
+    let flag = |on: bool, flag: u8| if on { flag } else { 0 };
+    let flags = flag(head.delivery.is_some(), ACKED) | flag(head.left.is_some(), EXPIRES) | flag(head.retains, RETAINS);
+    out.put_u8(codec_to(head.codec) | flags);
     out.put_u16(targets.len() as u16);
     out.put_u32(head.alias);
     out.put_u32(head.from);
     out.put_u64(head.seq);
+    if let Some(Delivery { id, settled }) = head.delivery {
+        out.put_u64(id);
+        out.put_u64(settled);
+    }
+    if let Some(left) = head.left {
+        out.put_u32(left);
+    }
     targets.for_each(|index| out.put_u32(index));
     if let Some(topic) = topic {
         out.put_u8(topic.as_str().len() as u8);
         out.put_slice(topic.as_str().as_bytes());
     }
+}
+
+/// Brings the time left in a message's header up to date. When it is over, the header says that no payload follows.
+pub(crate) fn set_left(head: &mut [u8], left: u32) {
+    let at = MESSAGE_HEAD + if head[LENGTH + 1] & ACKED == 0 { 0 } else { 16 };
+    head[at..at + 4].copy_from_slice(&left.to_be_bytes());
+    if left == 0 {
+        let length = (head.len() - LENGTH) as u32;
+        head[..LENGTH].copy_from_slice(&length.to_be_bytes());
+    }
+}
+
+/// Says what became of a message.
+pub(crate) fn put_ack(out: &mut BytesMut, id: u64, node: u32, verdict: Verdict) {
+    out.put_u32(14);
+    out.put_u8(ACK);
+    out.put_u64(id);
+    out.put_u32(node);
+    out.put_u8(verdict as u8);
 }
 
 /// Announces what a number stands for.
@@ -268,7 +333,7 @@ pub(crate) fn put_cancel(out: &mut BytesMut, call: u64) {
 
 /// The most that a message's frame is larger than its payload.
 pub(crate) const fn overhead(targets: usize) -> usize {
-    MESSAGE_HEAD + targets * 4 + 1 + MAX_NAME
+    MESSAGE_HEAD + 16 + 4 + targets * 4 + 1 + MAX_NAME
 }
 
 fn put_named(out: &mut BytesMut, kind: u8, number: u32, name: &str) {
@@ -325,11 +390,17 @@ const CALL_HEAD: usize = LENGTH + 1 + 8 + 4 + 4 + 1 + 1;
 /// Length, kind, number, outcome, codec.
 const ANSWER_HEAD: usize = LENGTH + 1 + 8 + 1 + 1;
 
+/// Flags of a message, in the upper bits of its codec.
+const ACKED: u8 = 0x80;
+const EXPIRES: u8 = 0x40;
+const RETAINS: u8 = 0x20;
+
 const MESSAGE: u8 = 1;
 const TOPIC: u8 = 2;
 const NODE: u8 = 3;
 const PING: u8 = 4;
 const PONG: u8 = 5;
+const ACK: u8 = 6;
 const CALL: u8 = 7;
 const ANSWER: u8 = 8;
 const CANCEL: u8 = 9;
@@ -358,6 +429,13 @@ mod tests {
         let mut out = BytesMut::new();
         put_ping(&mut out, 5, true);
         assert_eq!(read_one(out), Frame::Pong { nonce: 5 });
+        let verdicts =
+            [Verdict::Taken, Verdict::HandedBack, Verdict::Overflow, Verdict::Expired, Verdict::NotListening];
+        for verdict in verdicts {
+            let mut out = BytesMut::new();
+            put_ack(&mut out, 9, 2, verdict);
+            assert_eq!(read_one(out), Frame::Ack { id: 9, node: 2, verdict });
+        }
     }
 
     #[test]
@@ -375,14 +453,27 @@ mod tests {
             targets in prop::collection::vec(any::<u32>(), 0..20),
             (from, seq) in any::<(u32, u64)>(),
             payload in prop::collection::vec(any::<u8>(), 0..200),
-            inline in any::<bool>(),
+            (inline, retains) in any::<(bool, bool)>(),
+            (numbers, left) in any::<(Option<(u64, u64)>, Option<u32>)>(),
         ) {
             let topic = Topic::new("x/y").unwrap();
-            let head = MessageHead { codec: Codec::Cbor, alias: if inline { INLINE } else { 9 }, from, seq };
+            let alias = if inline { INLINE } else { 9 };
+            let delivery = numbers.map(|(id, settled)| Delivery { id, settled });
+            let head = MessageHead { codec: Codec::Cbor, alias, from, seq, delivery, left, retains };
             let mut out = BytesMut::new();
             put_message(&mut out, head, targets.iter().copied(), inline.then_some(&topic), payload.len());
+            if left.is_some() {
+                let mut over = out.clone();
+                set_left(&mut over, 0);
+                let Frame::Message(message) = read_one(over) else { panic!("not a message") };
+                prop_assert_eq!((message.head.left, message.head.delivery), (Some(0), delivery));
+                prop_assert_eq!(message.targets().count(), targets.len());
+                prop_assert!(message.payload.is_empty());
+                set_left(&mut out, 7);
+            }
             out.extend_from_slice(&payload);
             prop_assert!(out.len() <= overhead(targets.len()) + payload.len());
+            let head = MessageHead { left: left.map(|_| 7), ..head };
             let Frame::Message(message) = read_one(out) else { panic!("not a message") };
             prop_assert_eq!(message.head, head);
             prop_assert_eq!(message.targets().collect::<Vec<_>>(), targets);

@@ -451,7 +451,7 @@ fn number(message: &Message) -> u32 {
 
 /// The report of a message that went to all it was for.
 fn sent(to: usize) -> SendReport {
-    SendReport { matched: to, sent: to, dropped: Vec::new() }
+    SendReport { matched: to, sent: to, ..SendReport::default() }
 }
 
 /// Fewer than fit into a subscription's queue.

@@ -41,7 +41,8 @@ async fn drop_newest_keeps_the_oldest_and_says_how_many_went() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn bytes_count_as_messages_do() {
-    let options = ListenOptions { messages: 1000, bytes: 100_000, overflow: Overflow::DropOldest };
+    let options =
+        ListenOptions { messages: 1000, bytes: 100_000, overflow: Overflow::DropOldest, ..ListenOptions::default() };
     let (sender, receiver, mut messages) = linked(options).await;
     for _ in 0..5 {
         sender.send_bytes(vec![1; 40_000]).await.unwrap();
@@ -344,9 +345,14 @@ async fn send_for(sender: &Publisher, timeout: Duration) -> SendReport {
 }
 
 fn refused(node: &Node) -> SendReport {
-    SendReport { matched: 1, sent: 0, dropped: vec![(node.id(), DropReason::SubscriptionFull)] }
+    SendReport {
+        matched: 1,
+        sent: 0,
+        dropped: vec![(node.id(), DropReason::SubscriptionFull)],
+        ..SendReport::default()
+    }
 }
 
 fn small(overflow: Overflow) -> ListenOptions {
-    ListenOptions { messages: 10, bytes: 1 << 20, overflow }
+    ListenOptions { messages: 10, bytes: 1 << 20, overflow, ..ListenOptions::default() }
 }
