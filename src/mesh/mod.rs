@@ -1,6 +1,7 @@
 //! What a mesh is: records, views, routes, balancing. No sockets, clock or dice.
 
 mod balance;
+pub(crate) mod channel;
 pub(crate) mod engine;
 mod event;
 mod failure;
@@ -17,6 +18,7 @@ mod topic;
 mod view;
 
 pub use balance::Policy;
+pub use channel::Item;
 pub(crate) use balance::{Rules, Turns};
 pub use event::{DownReason, Event, What};
 pub use failure::{Failure, RemoteFailure};

@@ -136,6 +136,11 @@ impl Link {
         Self(Arc::new(Shared { epoch, limits, max_message, stalled, idle, queue, filled, drained }))
     }
 
+    /// Later links have higher numbers.
+    pub(crate) fn epoch(&self) -> u64 {
+        self.0.epoch
+    }
+
     /// The number that stands for a topic on this link. Announced at the first call.
     pub(crate) fn alias(&self, topic: &Topic) -> u32 {
         let mut queue = self.queue();

@@ -74,6 +74,7 @@ impl Receive for Dispatch {
             Frame::Answer(answer) => self.answers.answered(answer),
             Frame::Pong { nonce } => self.pubsub.pings().answered(nonce),
             Frame::Ping { nonce } => link.ping(nonce, true),
+            Frame::Channel(_) => {}
         }
         Ok(())
     }

@@ -5,6 +5,7 @@
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
 use super::LENGTH;
+use super::channel::ChannelFrame;
 use crate::mesh::{BadName, Codec, MAX_NAME, NodeName, ServiceName, Topic};
 
 /// One frame.
@@ -26,6 +27,8 @@ pub(crate) enum Frame {
     Answer(Answer),
     /// Who called wants no answer any more.
     Cancel { call: u64 },
+    /// Something of a channel.
+    Channel(ChannelFrame),
 }
 
 /// A call on its way.
@@ -127,6 +130,7 @@ impl Frame {
             CALL => Call::parse(body).map(Self::Call),
             ANSWER => Answer::parse(body).map(Self::Answer),
             CANCEL => Ok(Self::Cancel { call: body.try_get_u64().map_err(|_| BadFrame::Short)? }),
+            kind if ChannelFrame::has_kind(kind) => ChannelFrame::parse(kind, body).map(Self::Channel),
             kind => Err(BadFrame::Kind(kind)),
         }
     }
