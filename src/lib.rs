@@ -41,6 +41,8 @@
 //! | start and stop, look around, rotate keys | [`Node`], [`Builder`], [`Status`], [`Events`] |
 //! | send | [`Node::send`], [`Publisher`], [`SendOptions`], [`Target`], [`SendReport`] |
 //! | receive | [`Node::listen`], [`Subscription`], [`Message`], [`ListenOptions`], [`Overflow`] |
+//! | speak with a node, both ways | [`Node::open`], [`Node::accept`], [`Channel`], [`ChannelHandle`], [`ChannelGroup`] |
+//! | answer with a stream of replies | [`Node::serve_stream`], [`Node::call_stream`], [`ReplyStream`] |
 //! | keep meshes apart | [`NetworkKey`], [`Ticket`], [`Identity`] |
 //!
 //! The daemon `meshd` is this library behind a Unix socket; programs in other languages use that.
@@ -60,12 +62,14 @@ mod wire;
 pub use keys::{BadKey, IdentityKey, KeyError, NetworkKey, Ticket, TicketError};
 pub use mesh::engine::LimitError;
 pub use mesh::{
-    BadId, BadName, Codec, Counts, DiscoveryInfo, DownReason, DropReason, Event, ForeignInfo, Identity, KeyInfo,
-    LinkKind, MAX_MESH_NAME, MAX_NAME, MAX_NAMES_PER_NODE, MAX_NODES_PER_PEER, MAX_RECORD, MeshName, Message, NodeId,
-    NodeInfo, NodeName, PeerId, PeerInfo, SendReport, ServiceName, Status, Target, Topic, TopicFilter, TopicInfo, What,
+    BadId, BadName, Codec, Counts, DiscoveryInfo, DownReason, DropReason, Event, Failure, ForeignInfo, Identity, Item,
+    KeyInfo, LinkKind, MAX_MESH_NAME, MAX_NAME, MAX_NAMES_PER_NODE, MAX_NODES_PER_PEER, MAX_RECORD, MeshName, Message,
+    NodeId, NodeInfo, NodeName, PeerId, PeerInfo, RemoteFailure, SendReport, ServiceName, Status, Target, Topic,
+    TopicFilter, TopicInfo, What,
 };
 pub use net::{Closed, NetError, RotateRefused, RotationError};
 pub use node::{
-    Builder, DecodeError, Events, ListenError, ListenOptions, Node, Overflow, PingError, Publisher, SendError,
-    SendOptions, StartError, Subscription, WhileListened,
+    Acceptor, AdoptError, Builder, Callee, Channel, ChannelError, ChannelGroup, ChannelHandle, ChannelService,
+    DecodeError, Events, ListenError, ListenOptions, Node, OpenError, OpenOptions, Overflow, PingError, Publisher,
+    ReplyStream, SendError, SendOptions, StartError, Subscription, WhileListened,
 };

@@ -7,11 +7,12 @@
 use std::collections::VecDeque;
 
 use bytes::Bytes;
+use serde::{Deserialize, Serialize};
 
 use super::{Codec, Failure};
 
 /// What a channel carries: a payload, and how it is encoded.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Item {
     /// How the payload is encoded.
     pub codec: Codec,
@@ -83,7 +84,7 @@ enum Mine {
 }
 
 /// How the far end ended, or what cut this one off from it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum TheirEnd {
     /// It sends nothing more, and goes on reading.
     Ended,
@@ -93,7 +94,7 @@ pub(crate) enum TheirEnd {
 }
 
 /// Why a conversation cannot go on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Lost {
     /// The far end's peer ended, or did not come back in time.
     Disconnected,
@@ -101,6 +102,8 @@ pub(crate) enum Lost {
     Gone,
     /// It was handed over, and nobody took it in time.
     NotAdopted,
+    /// Both ends were handed over at the same time.
+    BothHandedOver,
     /// This peer has shut down.
     Shutdown,
 }
@@ -109,16 +112,33 @@ pub(crate) enum Lost {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Say {
     /// Over a new link: this is how far I am.
-    Resume { received: u64, consumed: u64 },
+    Resume {
+        received: u64,
+        consumed: u64,
+    },
     /// My program took so many items, all in all.
-    Credit { consumed: u64 },
-    Item { seq: u64, item: Item },
+    Credit {
+        consumed: u64,
+    },
+    Item {
+        seq: u64,
+        item: Item,
+    },
     /// An item that came from who held your end before, and that my program did not take: whoever adopts gets it from you.
-    Return { seq: u64, item: Item },
+    Return {
+        seq: u64,
+        item: Item,
+    },
     /// This was all: so many items.
-    Close { seq: u64, closing: Closing },
+    Close {
+        seq: u64,
+        closing: Closing,
+    },
     /// My program gave this end away.
-    Detach { seq: u64, consumed: u64 },
+    Detach {
+        seq: u64,
+        consumed: u64,
+    },
     /// All that you sent is taken or not wanted: forget me.
     Done,
     /// There is no such end, or it does not speak with you.
@@ -142,7 +162,7 @@ pub(crate) enum Taken {
 }
 
 /// Where a conversation stands, for who takes over the other end.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Standing {
     /// The number of the next item from the adopter.
     pub(crate) received: u64,
@@ -163,6 +183,11 @@ impl End {
     /// An end that speaks with nobody yet.
     pub(crate) fn new(window: usize) -> Self {
         Self { window, ..Self::default() }
+    }
+
+    /// The end of a conversation that is over.
+    pub(crate) fn over(theirs: TheirEnd) -> Self {
+        Self { theirs: Some(theirs), done_said: true, ..Self::default() }
     }
 
     /// The far end is there, and takes so much.
@@ -280,11 +305,14 @@ impl End {
         self.done_said = true; // there is nobody to be told
     }
 
-    /// The far end broke the rules: both programs are told.
-    pub(crate) fn fail(&mut self, failure: &Failure) {
+    /// The conversation cannot go on, and both programs are told why: gives what is to be said to the other.
+    pub(crate) fn fail(&mut self, failure: &Failure) -> Say {
+        let closing = Closing::Failed(failure.clone());
+        let say = Say::Close { seq: self.sent, closing };
         self.theirs = Some(TheirEnd::Failed(failure.clone()));
         self.drop_kept();
         self.done_said = true;
+        say
     }
 
     /// The far end's program gave it away and nobody holds it now, or whoever does cannot be heard any more. What it gave
@@ -623,7 +651,12 @@ mod tests {
                 self.ends[who].unlink();
                 self.ends[who].link();
             }
-            [0, 1].into_iter().filter(|who| !self.ends[*who].is_over()).collect::<Vec<_>>().into_iter().for_each(|who| self.say(who));
+            [0, 1]
+                .into_iter()
+                .filter(|who| !self.ends[*who].is_over())
+                .collect::<Vec<_>>()
+                .into_iter()
+                .for_each(|who| self.say(who));
         }
 
         fn settle(&mut self, readers: &[usize]) {

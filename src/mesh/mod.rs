@@ -18,8 +18,8 @@ mod topic;
 mod view;
 
 pub use balance::Policy;
-pub use channel::Item;
 pub(crate) use balance::{Rules, Turns};
+pub use channel::Item;
 pub use event::{DownReason, Event, What};
 pub use failure::{Failure, RemoteFailure};
 pub use id::{BadId, Identity, NodeId, PeerId};

@@ -10,6 +10,7 @@ use crate::mesh::{BadName, MeshName, NodeName, Rules};
 use crate::net::{self, Carried, LinkLimits, Links, NetConfig, NetError};
 use crate::protocol::Protocols;
 use crate::protocol::calls::Calls;
+use crate::protocol::channel::Channels;
 use crate::protocol::pubsub::PubSub;
 
 /// Describes a node, and starts it in a process of its own in the mesh.
@@ -191,7 +192,8 @@ impl Builder {
         let pubsub = Arc::new(PubSub::new(host_name.clone(), links.clone(), max_message, config.times.send_timeout));
         let timeout = config.times.call_timeout;
         let calls = Arc::new(Calls::new(host_name.clone(), links.clone(), Rules::default(), max_message, timeout));
-        let protocols = Arc::new(Protocols { pubsub, calls, services: Arc::default() });
+        let channels = Channels::new(host_name.clone(), links.clone(), Rules::default(), max_message, timeout);
+        let protocols = Arc::new(Protocols { pubsub, calls, services: Arc::default(), channels });
         let net_config = NetConfig {
             mesh: mesh.clone(),
             ring,

@@ -5,7 +5,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde::de::value::{BytesDeserializer, Error as ValueError, StrDeserializer};
 
-use crate::mesh::{Codec, Message};
+use crate::mesh::{Codec, Item, Message};
 use crate::protocol::pubsub::SendError;
 
 /// A payload is not what the receiver takes it for.
@@ -19,21 +19,36 @@ pub(super) fn to_cbor<T: Serialize + ?Sized>(value: &T) -> Result<Bytes, SendErr
     Ok(bytes.into())
 }
 
+/// A payload as a value of that type.
+fn decode<T: DeserializeOwned>(codec: Codec, payload: &[u8]) -> Result<T, DecodeError> {
+    match codec {
+        Codec::Cbor => ciborium::from_reader(payload).map_err(bad),
+        Codec::Json => serde_json::from_slice(payload).map_err(bad),
+        Codec::Text => {
+            let text = std::str::from_utf8(payload).map_err(bad)?;
+            T::deserialize(StrDeserializer::<ValueError>::new(text)).map_err(bad)
+        }
+        Codec::Bytes => T::deserialize(BytesDeserializer::<ValueError>::new(payload)).map_err(bad),
+    }
+}
+
+impl Item {
+    /// The content as a value of that type, as [`Message::decode`] gives it.
+    ///
+    /// # Errors
+    /// The content is no such value.
+    pub fn decode<T: DeserializeOwned>(&self) -> Result<T, DecodeError> {
+        decode(self.codec, &self.payload)
+    }
+}
+
 impl Message {
     /// The content as a value of that type: CBOR and JSON by their structure, text as a string, bytes as bytes.
     ///
     /// # Errors
     /// The content is no such value.
     pub fn decode<T: DeserializeOwned>(&self) -> Result<T, DecodeError> {
-        match self.codec {
-            Codec::Cbor => ciborium::from_reader(&self.payload[..]).map_err(bad),
-            Codec::Json => serde_json::from_slice(&self.payload).map_err(bad),
-            Codec::Text => {
-                let text = std::str::from_utf8(&self.payload).map_err(bad)?;
-                T::deserialize(StrDeserializer::<ValueError>::new(text)).map_err(bad)
-            }
-            Codec::Bytes => T::deserialize(BytesDeserializer::<ValueError>::new(&self.payload)).map_err(bad),
-        }
+        decode(self.codec, &self.payload)
     }
 
     /// The content as text, if it is text or JSON.

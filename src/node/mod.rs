@@ -10,17 +10,24 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tracing::warn;
 
+mod acceptor;
 mod builder;
+mod channel;
 mod codec;
 mod events;
+mod group;
 mod publisher;
 mod subscription;
 
+pub use self::acceptor::{Acceptor, ChannelService, OpenError, OpenOptions, ReplyStream};
 pub use self::builder::{Builder, StartError};
+pub use self::channel::{AdoptError, Channel, ChannelError, ChannelHandle};
 pub use self::codec::DecodeError;
 pub use self::events::Events;
+pub use self::group::ChannelGroup;
 pub use self::publisher::Publisher;
 pub use self::subscription::{Subscription, WhileListened};
+pub use crate::protocol::calls::Callee;
 pub use crate::protocol::pubsub::{SendError, SendOptions};
 pub use crate::protocol::subscription::{ListenOptions, Overflow};
 
@@ -378,6 +385,7 @@ impl Node {
             }
         }
         host.protocols.pubsub.inboxes().finish();
+        host.protocols.channels.finish();
     }
 }
 

@@ -376,9 +376,11 @@ mod tests {
 
     #[test]
     fn a_failure_that_is_too_long_is_cut() {
-        let failure = Failure { causes: vec!["é".repeat(MAX_FAILURE_TEXT); 100], ..Failure::new("k", "ä".repeat(1 << 20)) };
+        let failure =
+            Failure { causes: vec!["é".repeat(MAX_FAILURE_TEXT); 100], ..Failure::new("k", "ä".repeat(1 << 20)) };
         let mut out = BytesMut::new();
-        ChannelFrame::Said { to: 1, end: 2, say: Say::Close { seq: 3, closing: Closing::Failed(failure) } }.put(&mut out);
+        ChannelFrame::Said { to: 1, end: 2, say: Say::Close { seq: 3, closing: Closing::Failed(failure) } }
+            .put(&mut out);
         assert!(out.len() < 300 << 10, "{}", out.len());
     }
 }
