@@ -4,6 +4,7 @@
 //! names it.
 #![expect(clippy::unwrap_used, reason = "tests")]
 
+mod channels;
 mod cluster;
 mod daemon;
 mod keys;
