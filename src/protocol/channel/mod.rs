@@ -377,6 +377,9 @@ impl Ends {
             state.end.open(window as usize);
         }
         self.channels.insert(Arc::clone(&talk), self.peer, false);
+        if link.is_closed() {
+            talk.lose(Lost::Disconnected); // perhaps nobody tells it any more; the opener knows
+        }
         permit.send(Incoming { speaker: Speaker(talk), request });
         Ok(())
     }
@@ -417,7 +420,10 @@ impl Talk {
 
     /// Nobody holds the far end. If somebody wants to, it is theirs.
     fn take_adopter(&self, state: &mut talk::State) -> bool {
-        let Some((adopt, peer, link)) = state.adopter.take() else { return false };
+        // Over a link that is closed, it asks again once there is another.
+        let Some((adopt, peer, link)) = state.adopter.take().filter(|(_, _, link)| !link.is_closed()) else {
+            return false;
+        };
         self.give_to(state, &adopt, peer, &link);
         true
     }
@@ -425,6 +431,9 @@ impl Talk {
     /// Somebody wants to take over the far end.
     fn adopt(self: &Arc<Self>, adopt: Adopt, peer: PeerId, link: &Link) {
         let refused = self.act(|state| {
+            if link.is_closed() {
+                return None; // it asks again over the next one
+            }
             if state.end.is_handed_over() {
                 return Some(Refusal::HandedOver);
             }
@@ -500,10 +509,6 @@ impl Talk {
         {
             let _ = answer.send(what); // who asked may have given up
         }
-    }
-
-    fn is_asking(&self) -> bool {
-        matches!(self.state().phase, Phase::Asking { .. })
     }
 
     fn lose(self: &Arc<Self>, lost: Lost) {

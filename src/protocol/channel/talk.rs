@@ -83,7 +83,7 @@ impl Deref for Speaker {
 
 impl Drop for Speaker {
     fn drop(&mut self) {
-        if self.0.is_asking() {
+        if self.0.state().give_up() {
             self.0.forget(); // an answer that comes now finds nobody, and the other end is told
         } else {
             self.0.close(None);
@@ -322,6 +322,13 @@ impl State {
         self.phase = Phase::Open;
         self.far = Some(far);
         (self.link, self.epoch) = (Some(link.clone()), link.epoch());
+    }
+
+    /// Nobody wants the answer any more, if one is waited for.
+    fn give_up(&mut self) -> bool {
+        let Phase::Asking { answer, .. } = &mut self.phase else { return false };
+        *answer = None;
+        true
     }
 
     /// It said yes.
