@@ -153,7 +153,7 @@ impl Node {
             match self.open_to(&member, service, request.clone()).await {
                 Ok(speaker) => return Ok(speaker),
                 Err(error @ (OpenError::Busy(_) | OpenError::Disconnected(_) | OpenError::TooMany(_))) => {
-                    why = Some(error)
+                    why = Some(error);
                 }
                 Err(error @ OpenError::NotOffered { .. }) => {
                     why.get_or_insert(error); // its record says that it does: a moment ago, or in a moment

@@ -15,7 +15,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinSet;
 
-use crate::cluster::{Cluster, PATIENCE, address, now, see_each_other, until, within};
+use crate::cluster::{Cluster, address, now, see_each_other, until, within};
 
 /// Waits until so many nodes offer a service, as this one sees it.
 async fn offered(node: &Node, service: &str, count: usize) {
