@@ -322,6 +322,7 @@ impl End {
             self.first -= 1;
             self.kept.push_front(item);
         }
+        self.drop_returned();
         self.unlink();
         (self.sent, self.flying, self.held) = (self.first, 0, 0);
         self.in_flight = self.kept.iter().map(Item::cost).sum();
@@ -329,7 +330,7 @@ impl End {
 
     /// The far end's peer is gone, but somebody has the handle.
     pub(crate) fn abandon(&mut self) {
-        self.returned.clear();
+        self.drop_returned();
         self.detach();
     }
 
@@ -373,6 +374,12 @@ impl End {
         self.sent = self.first;
         self.kept.clear();
         (self.in_flight, self.flying, self.held) = (0, 0, 0);
+    }
+
+    /// What was given back is kept, or comes again.
+    fn drop_returned(&mut self) {
+        self.returned.clear();
+        self.returned_bytes = 0;
     }
 
     // What it says.
@@ -475,7 +482,7 @@ impl End {
 
     fn resume(&mut self, received: u64, consumed: u64) -> Result<(), Violation> {
         self.credit(consumed)?;
-        self.returned.clear();
+        self.drop_returned();
         if received < self.first && !self.kept.is_empty() || received > self.next() {
             return Err(Violation("a resume from where nothing is"));
         }
@@ -706,15 +713,42 @@ mod tests {
         }
     }
 
-    /// Somebody else takes over the end 0: a new end in its place. What the old one has to say is said before.
-    fn hand_over(pair: &mut Pair) {
+    /// Somebody else takes over the end 0: a new end in its place. What the old one has to say is said before, over links
+    /// that are cut after so many frames.
+    fn hand_over(pair: &mut Pair, mut cuts: Vec<usize>) {
         pair.ends[0].hand_over().unwrap();
         pair.say(0);
-        while !pair.wires[0].is_empty() {
-            assert!(!pair.ends[0].is_over());
-            pair.deliver(0);
-            pair.say(1);
+        let (mut orphaned, mut delivered) = (false, 0);
+        while !pair.ends[0].is_over() {
+            if cuts.first().is_some_and(|cut| delivered >= *cut) {
+                (delivered, pair.wires) = (0, Default::default());
+                cuts.remove(0);
+                for who in if orphaned { 0..1 } else { 0..2 } {
+                    pair.ends[who].unlink();
+                    pair.ends[who].link();
+                    pair.say(who);
+                }
+            }
+            delivered += 1;
+            if let Some(say) = pair.wires[0].pop_front() {
+                if orphaned {
+                    pair.wires[1].push_back(Say::Gone);
+                } else {
+                    orphaned = matches!(say, Say::Detach { .. });
+                    pair.ends[1].hear(say).unwrap();
+                    if orphaned {
+                        pair.wires[1].push_back(Say::Done);
+                    } else {
+                        pair.say(1);
+                    }
+                }
+            }
+            if let Some(say) = pair.wires[1].pop_front() {
+                pair.ends[0].hear(say).unwrap();
+                pair.say(0);
+            }
         }
+        assert!(orphaned);
         pair.wires = Default::default();
         let standing = pair.ends[1].adopted(SMALL);
         pair.ends[0] = End::new(SMALL);
@@ -764,24 +798,25 @@ mod tests {
 
         #[test]
         fn whoever_takes_over_an_end_loses_nothing_and_gets_nothing_twice(
-            rounds in prop::collection::vec((any::<bool>(), prop::collection::vec(step(), 0..60)), 1..6),
+            rounds in prop::collection::vec(
+                (any::<bool>(), prop::collection::vec(step(), 0..60), prop::collection::vec(0..12usize, 0..3)),
+                1..6,
+            ),
             finishes in any::<bool>(),
         ) {
             let mut pair = Pair::new();
-            for (other, steps) in rounds {
+            for (other, steps, cuts) in rounds {
                 run(&mut pair, steps);
                 if other {
                     swap(&mut pair);
                 }
-                // A link that was just replaced: both know of each other before one of them goes.
-                while pair.deliver(0) | pair.deliver(1) {}
-                hand_over(&mut pair);
+                hand_over(&mut pair, cuts);
             }
             if finishes {
                 pair.ends[0].finish();
                 pair.say(0);
                 pair.settle(&[]);
-                hand_over(&mut pair);
+                hand_over(&mut pair, vec![]);
                 assert!(!pair.ends[0].is_sending());
             }
             pair.settle(&[0, 1]);

@@ -1,7 +1,6 @@
 //! Channels: what two nodes speak with each other through.
 
 use std::fmt;
-use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -15,7 +14,7 @@ use tokio::time::timeout;
 use super::{Node, codec};
 use crate::mesh::channel::{Lost, Taken, TheirEnd};
 use crate::mesh::{Codec, Failure, Item, NodeId, RemoteFailure};
-use crate::protocol::channel::{NoChannel, NotSent, Speaker, Talk};
+use crate::protocol::channel::{NoChannel, NotSent, Speaker, Talk, Waiter};
 use crate::wire::channel::Refusal;
 
 /// One end of a conversation between two nodes: ordered, both ways. Also a [`Stream`] of items.
@@ -29,6 +28,7 @@ pub struct Channel {
     request: Option<Item>,
     /// The stream has given its error.
     over: bool,
+    waiter: Waiter,
     /// Holds the node, and so the process, in the mesh.
     node: Node,
 }
@@ -116,7 +116,7 @@ pub enum AdoptError {
 
 impl Channel {
     pub(super) fn new(node: Node, speaker: Speaker, request: Option<Item>) -> Self {
-        Self { speaker: Arc::new(speaker), request, over: false, node }
+        Self { speaker: Arc::new(speaker), request, over: false, waiter: Waiter::default(), node }
     }
 
     /// The node at the other end. When that end is handed over, it is another.
@@ -186,7 +186,7 @@ impl Channel {
     /// # Cancel safety
     /// No item is lost when this is dropped.
     pub async fn next(&self) -> Result<Option<Item>, ChannelError> {
-        let taken = poll_fn(|context| self.speaker.poll_take(context)).await;
+        let taken = self.speaker.take().await;
         self.taken(taken)
     }
 
@@ -218,7 +218,7 @@ impl Channel {
     /// # Errors
     /// It was closed with a failure, or was lost.
     pub async fn closed(&self) -> Result<(), ChannelError> {
-        let end = poll_fn(|context| self.speaker.poll_closed(context)).await;
+        let end = self.speaker.closed().await;
         self.error(end).map_or(Ok(()), Err)
     }
 
@@ -241,7 +241,7 @@ impl Channel {
         if self.over {
             return Poll::Ready(None);
         }
-        self.speaker.poll_take(context).map(|taken| {
+        self.speaker.poll_take(&mut self.waiter, context).map(|taken| {
             let taken = self.taken(taken);
             self.over = taken.is_err();
             taken.transpose()

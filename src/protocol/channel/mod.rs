@@ -16,7 +16,7 @@ use tokio::time::sleep;
 mod talk;
 
 use self::talk::{Answer, Far, Phase};
-pub(crate) use self::talk::{NotSent, Speaker, Talk};
+pub(crate) use self::talk::{NotSent, Speaker, Talk, Waiter};
 use crate::mesh::channel::{Lost, Say, Standing, WINDOW};
 use crate::mesh::{Failure, Group, Item, Member, NodeId, PeerId, Routes, Rules, ServiceName, Turns};
 use crate::net::{Link, Links, Refused, Room};
@@ -212,11 +212,11 @@ impl Channels {
         let id = self.next.fetch_add(1, Ordering::Relaxed);
         let token = rand::random();
         let frame = frame(id, token);
-        let phase = Phase::Asking { peer: far.peer, frame: frame.clone(), answer: Some(answer) };
+        let phase = Phase::Asking { peer: far.peer, frame: frame.clone(), asked: false, answer: Some(answer) };
         let speaker = Speaker(Arc::new(Talk::new(&self.me, id, from, far, token, phase)));
         self.insert(Arc::clone(&speaker), far.peer, true);
         match link.push_when_room(|out| frame.put(out), frame.payload()).await {
-            Ok(_) => {}
+            Ok(_) => speaker.state().has_asked(),
             Err(Refused::TooLarge) => return Err(NoChannel::TooLarge),
             Err(_) => return Err(NoChannel::Lost),
         }
@@ -523,7 +523,7 @@ impl Talk {
 
     fn up(self: &Arc<Self>, peer: PeerId, link: &Link) {
         self.act(|state| match &state.phase {
-            Phase::Asking { peer: asked, frame: frame @ ChannelFrame::Adopt(_), .. } if *asked == peer => {
+            Phase::Asking { peer: to, frame: frame @ ChannelFrame::Adopt(_), asked: true, .. } if *to == peer => {
                 answer(link, frame); // it may have been answered already; then it is again
             }
             Phase::Open if state.far.is_some_and(|far| far.peer == peer) => state.relink(link),

@@ -1,5 +1,6 @@
 //! One end of a channel as tasks share it: the program that speaks, the reader that hears, and the link between.
 
+use std::future::poll_fn;
 use std::ops::Deref;
 use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -45,10 +46,34 @@ pub(super) struct State {
     pumping: bool,
     /// Nothing more is heard or said: it is not in the table any more.
     forgotten: bool,
-    /// Tasks that wait for items, for room, and for the end.
-    readers: Vec<Waker>,
-    writers: Vec<Waker>,
-    watchers: Vec<Waker>,
+    /// Who waits for items, for room, and for the end.
+    readers: Waiters,
+    writers: Waiters,
+    watchers: Waiters,
+}
+
+/// Who waits for something, each under a number of its own.
+#[derive(Debug, Default)]
+struct Waiters {
+    last: u64,
+    wakers: Vec<(u64, Waker)>,
+}
+
+/// One that waits: its number, once it has one.
+#[derive(Debug, Default)]
+pub(crate) struct Waiter(u64);
+
+impl Clone for Waiter {
+    fn clone(&self) -> Self {
+        Self::default() // waits for itself
+    }
+}
+
+/// Takes a waiter off its list when it waits no more.
+struct Waiting<'a> {
+    talk: &'a Talk,
+    list: fn(&mut State) -> &mut Waiters,
+    waiter: Waiter,
 }
 
 /// The other end.
@@ -64,7 +89,13 @@ pub(super) struct Far {
 #[derive(Debug)]
 pub(super) enum Phase {
     /// Waits for the peer's answer to a frame.
-    Asking { peer: PeerId, frame: ChannelFrame, answer: Option<oneshot::Sender<Answer>> },
+    Asking {
+        peer: PeerId,
+        frame: ChannelFrame,
+        /// It went out once.
+        asked: bool,
+        answer: Option<oneshot::Sender<Answer>>,
+    },
     /// Speaks.
     Open,
 }
@@ -130,9 +161,9 @@ impl Talk {
             epoch: 0,
             pumping: false,
             forgotten: false,
-            readers: Vec::new(),
-            writers: Vec::new(),
-            watchers: Vec::new(),
+            readers: Waiters::default(),
+            writers: Waiters::default(),
+            watchers: Waiters::default(),
         };
         Self { id, node, channels: Weak::clone(channels), state: Mutex::new(state) }
     }
@@ -152,7 +183,7 @@ impl Talk {
         let over = state.end.is_over() && !std::mem::replace(&mut state.forgotten, true);
         let woken = state.woken();
         drop(state);
-        woken.into_iter().flatten().for_each(Waker::wake);
+        woken.into_iter().flatten().for_each(|(_, waker)| waker.wake());
         if over {
             self.forget();
         }
@@ -202,10 +233,16 @@ impl Talk {
     /// Sends an item, and waits until there is room for it. Cancelled, it is not sent.
     pub(crate) async fn send(self: &Arc<Self>, item: Item) -> Result<(), NotSent> {
         let mut item = Some(item);
-        std::future::poll_fn(|context| self.poll_send(&mut item, context)).await
+        let mut waiting = Waiting { talk: self, list: |state| &mut state.writers, waiter: Waiter::default() };
+        poll_fn(|context| self.poll_send(&mut item, &mut waiting.waiter, context)).await
     }
 
-    fn poll_send(self: &Arc<Self>, item: &mut Option<Item>, context: &Context<'_>) -> Poll<Result<(), NotSent>> {
+    fn poll_send(
+        self: &Arc<Self>,
+        item: &mut Option<Item>,
+        waiter: &mut Waiter,
+        context: &Context<'_>,
+    ) -> Poll<Result<(), NotSent>> {
         self.act(|state| {
             if !state.end.is_sending() {
                 let end = state.end.their_end().filter(|_| !state.end.is_closed_here());
@@ -213,7 +250,7 @@ impl Talk {
                 return Poll::Ready(Err(end.map_or(NotSent::Closed, NotSent::Far)));
             }
             if !state.end.has_room() {
-                wait(&mut state.writers, context);
+                state.writers.wait(waiter, context);
                 return Poll::Pending;
             }
             if let Some(item) = item.take() {
@@ -223,12 +260,17 @@ impl Talk {
         })
     }
 
-    /// The next item, or the end, again and again.
-    pub(crate) fn poll_take(self: &Arc<Self>, context: &Context<'_>) -> Poll<Taken> {
+    /// Waits for the next item, or the end, which comes again and again.
+    pub(crate) async fn take(self: &Arc<Self>) -> Taken {
+        let mut waiting = Waiting { talk: self, list: |state| &mut state.readers, waiter: Waiter::default() };
+        poll_fn(|context| self.poll_take(&mut waiting.waiter, context)).await
+    }
+
+    pub(crate) fn poll_take(self: &Arc<Self>, waiter: &mut Waiter, context: &Context<'_>) -> Poll<Taken> {
         self.act(|state| match state.end.take() {
             Some(taken) => Poll::Ready(taken),
             None => {
-                wait(&mut state.readers, context);
+                state.readers.wait(waiter, context);
                 Poll::Pending
             }
         })
@@ -240,15 +282,19 @@ impl Talk {
     }
 
     /// Waits until the far end closed both ways, or this one did. What it sent before may wait to be taken.
-    pub(crate) fn poll_closed(self: &Arc<Self>, context: &Context<'_>) -> Poll<TheirEnd> {
-        let mut state = self.state();
-        match state.over() {
-            Some(end) => Poll::Ready(end),
-            None => {
-                wait(&mut state.watchers, context);
-                Poll::Pending
+    pub(crate) async fn closed(self: &Arc<Self>) -> TheirEnd {
+        let mut waiting = Waiting { talk: self, list: |state| &mut state.watchers, waiter: Waiter::default() };
+        poll_fn(|context| {
+            let mut state = self.state();
+            match state.over() {
+                Some(end) => Poll::Ready(end),
+                None => {
+                    state.watchers.wait(&mut waiting.waiter, context);
+                    Poll::Pending
+                }
             }
-        }
+        })
+        .await
     }
 
     pub(crate) fn finish(self: &Arc<Self>) {
@@ -324,6 +370,13 @@ impl State {
         (self.link, self.epoch) = (Some(link.clone()), link.epoch());
     }
 
+    /// The question went out.
+    pub(super) fn has_asked(&mut self) {
+        if let Phase::Asking { asked, .. } = &mut self.phase {
+            *asked = true;
+        }
+    }
+
     /// Nobody wants the answer any more, if one is waited for.
     fn give_up(&mut self) -> bool {
         let Phase::Asking { answer, .. } = &mut self.phase else { return false };
@@ -378,19 +431,38 @@ impl State {
     }
 
     /// Who has something to do now.
-    fn woken(&mut self) -> [Vec<Waker>; 3] {
-        let take = |wakers: &mut Vec<Waker>, woken: bool| if woken { std::mem::take(wakers) } else { Vec::new() };
-        let over = !self.watchers.is_empty() && self.over().is_some();
+    fn woken(&mut self) -> [Vec<(u64, Waker)>; 3] {
+        let over = !self.watchers.wakers.is_empty() && self.over().is_some();
         [
-            take(&mut self.readers, self.end.is_readable()),
-            take(&mut self.writers, self.end.has_room() || !self.end.is_sending()),
-            take(&mut self.watchers, over),
+            self.readers.woken(self.end.is_readable()),
+            self.writers.woken(self.end.has_room() || !self.end.is_sending()),
+            self.watchers.woken(over),
         ]
     }
 }
 
-fn wait(wakers: &mut Vec<Waker>, context: &Context<'_>) {
-    if !wakers.iter().any(|waker| waker.will_wake(context.waker())) {
-        wakers.push(context.waker().clone());
+impl Waiters {
+    fn wait(&mut self, waiter: &mut Waiter, context: &Context<'_>) {
+        if waiter.0 == 0 {
+            self.last += 1;
+            waiter.0 = self.last;
+        }
+        match self.wakers.iter_mut().find(|(number, _)| *number == waiter.0) {
+            Some((_, waker)) => waker.clone_from(context.waker()),
+            None => self.wakers.push((waiter.0, context.waker().clone())),
+        }
+    }
+
+    fn woken(&mut self, woken: bool) -> Vec<(u64, Waker)> {
+        if woken { std::mem::take(&mut self.wakers) } else { Vec::new() }
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        // Locks only if it had to wait, for as long as a look-up takes.
+        if self.waiter.0 != 0 {
+            (self.list)(&mut self.talk.state()).wakers.retain(|(number, _)| *number != self.waiter.0);
+        }
     }
 }
