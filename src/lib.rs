@@ -45,6 +45,8 @@
 //! | keep the last message for who comes later | [`Publisher::retain`] |
 //! | receive | [`Node::listen`], [`Subscription`], [`Message`], [`ListenOptions`], [`Overflow`] |
 //! | offer and call services | [`Node::serve`], [`Serving`], [`Node::call`], [`Service`], [`CallError`], [`Failure`] |
+//! | speak with a node, both ways | [`Node::open`], [`Node::accept`], [`Channel`], [`ChannelHandle`], [`ChannelGroup`] |
+//! | answer with a stream of replies | [`Node::serve_stream`], [`Node::call_stream`], [`ReplyStream`] |
 //! | keep meshes apart | [`NetworkKey`], [`Ticket`], [`Identity`] |
 //!
 //! The daemon `meshd` is this library behind a Unix socket; programs in other languages use that.
@@ -65,14 +67,15 @@ pub use keys::{BadKey, IdentityKey, KeyError, NetworkKey, Ticket, TicketError};
 pub use mesh::engine::LimitError;
 pub use mesh::{
     BadId, BadName, Balance, BalanceRule, Candidate, Codec, Counts, DiscoveryInfo, DownReason, DropReason, Event,
-    Failure, ForeignInfo, GroupBy, Identity, KeyInfo, LinkKind, MAX_MESH_NAME, MAX_NAME, MAX_NAMES_PER_NODE,
+    Failure, ForeignInfo, GroupBy, Identity, Item, KeyInfo, LinkKind, MAX_MESH_NAME, MAX_NAME, MAX_NAMES_PER_NODE,
     MAX_NODES_PER_PEER, MAX_RECORD, MeshName, Message, NodeId, NodeInfo, NodeName, PeerId, PeerInfo, Policy,
     RemoteFailure, SendReport, ServiceInfo, ServiceName, ServiceStats, Status, Target, Topic, TopicFilter, TopicInfo,
     What,
 };
 pub use net::{Closed, NetError, RotateRefused, RotationError};
 pub use node::{
-    Acknowledge, Builder, CallError, CallOptions, CallReply, Callee, DecodeError, Events, ListenError, ListenOptions,
-    Node, Overflow, PingError, Publisher, Receipt, Replies, Request, SendError, SendOptions, ServeOptions, Service,
-    Serving, StartError, Subscription, WhileListened,
+    Acceptor, Acknowledge, AdoptError, Builder, CallError, CallOptions, CallReply, Callee, Channel, ChannelError,
+    ChannelGroup, ChannelHandle, ChannelService, DecodeError, Events, ListenError, ListenOptions, Node, OpenError,
+    OpenOptions, Overflow, PingError, Publisher, Receipt, Replies, ReplyStream, Request, SendError, SendOptions,
+    ServeOptions, Service, Serving, StartError, Subscription, WhileListened,
 };

@@ -50,6 +50,10 @@ impl Failure {
     pub const BAD_REQUEST: &'static str = "bad-request";
     /// The kind of a failure whose reply could not be sent: too large for the caller, or not to be encoded.
     pub const BAD_REPLY: &'static str = "bad-reply";
+    /// The kind of a failure that ends a channel because an item is larger than the other end takes.
+    pub const TOO_LARGE: &'static str = "too-large";
+    /// The kind of a failure that ends a channel whose other end does not keep to the protocol.
+    pub const PROTOCOL: &'static str = "protocol";
 }
 
 impl<E: Error + 'static> From<E> for Failure {

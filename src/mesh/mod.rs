@@ -1,6 +1,7 @@
 //! What a mesh is: records, views, routes, balancing. No sockets, clock or dice.
 
 mod balance;
+pub(crate) mod channel;
 pub(crate) mod delivery;
 pub(crate) mod engine;
 mod event;
@@ -20,6 +21,7 @@ mod view;
 
 pub(crate) use balance::Turns;
 pub use balance::{Balance, Candidate, GroupBy, Policy};
+pub use channel::Item;
 pub use event::{DownReason, Event, What};
 pub use failure::{Failure, RemoteFailure};
 pub use id::{BadId, Identity, NodeId, PeerId};

@@ -220,7 +220,7 @@ impl Link {
         }))
     }
 
-    /// Differs between any two links to one peer.
+    /// Differs between any two links to one peer: later ones have higher numbers.
     pub(crate) fn epoch(&self) -> u64 {
         self.0.epoch
     }

@@ -10,6 +10,7 @@ use crate::mesh::{BadName, BalanceRule, GroupBy, MeshName, NodeName, Policy, Rul
 use crate::net::{self, Carried, LinkLimits, Links, NetConfig, NetError};
 use crate::protocol::Protocols;
 use crate::protocol::calls::Calls;
+use crate::protocol::channel::Channels;
 use crate::protocol::pubsub::{PubSub, SendTimes};
 
 /// Describes a node, and starts it in a process of its own in the mesh.
@@ -211,8 +212,9 @@ impl Builder {
         let times = SendTimes { room: config.times.send_timeout, acknowledgement: config.times.ack_timeout };
         let (unsettled, call) = (limits.link_queue_bytes.get(), config.times.call_timeout);
         let calls = Arc::new(Calls::new(host_name.clone(), links.clone(), rules.clone(), max_message, call));
+        let channels = Channels::new(host_name.clone(), links.clone(), rules.clone(), max_message, call);
         let pubsub = Arc::new(PubSub::new(host_name.clone(), links.clone(), rules, max_message, unsettled, times));
-        let protocols = Arc::new(Protocols { pubsub, calls, services: Arc::default() });
+        let protocols = Arc::new(Protocols { pubsub, calls, services: Arc::default(), channels });
         let net_config = NetConfig {
             mesh: mesh.clone(),
             ring,

@@ -5,7 +5,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde::de::value::{BytesDeserializer, Error as ValueError, StrDeserializer};
 
-use crate::mesh::{Codec, Message};
+use crate::mesh::{Codec, Item, Message};
 use crate::protocol::calls::CallReply;
 use crate::protocol::services::Request;
 
@@ -31,6 +31,16 @@ pub(super) fn decode<T: DeserializeOwned>(codec: Codec, payload: &[u8]) -> Resul
             T::deserialize(StrDeserializer::<ValueError>::new(text)).map_err(bad)
         }
         Codec::Bytes => T::deserialize(BytesDeserializer::<ValueError>::new(payload)).map_err(bad),
+    }
+}
+
+impl Item {
+    /// The content as a value of that type, as [`Message::decode`] gives it.
+    ///
+    /// # Errors
+    /// The content is no such value.
+    pub fn decode<T: DeserializeOwned>(&self) -> Result<T, DecodeError> {
+        decode(self.codec, &self.payload)
     }
 }
 

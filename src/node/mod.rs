@@ -10,16 +10,22 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tracing::warn;
 
+mod acceptor;
 mod builder;
+mod channel;
 mod codec;
 mod events;
+mod group;
 mod publisher;
 mod service;
 mod subscription;
 
+pub use self::acceptor::{Acceptor, ChannelService, OpenError, OpenOptions, ReplyStream};
 pub use self::builder::{Builder, StartError};
+pub use self::channel::{AdoptError, Channel, ChannelError, ChannelHandle};
 pub use self::codec::DecodeError;
 pub use self::events::Events;
+pub use self::group::ChannelGroup;
 pub use self::publisher::Publisher;
 pub use self::service::{Replies, Service, Serving};
 pub use self::subscription::{Subscription, WhileListened};
@@ -393,6 +399,7 @@ impl Node {
         }
         host.protocols.pubsub.inboxes().finish();
         host.protocols.pubsub.lanes().end();
+        host.protocols.channels.finish();
     }
 }
 

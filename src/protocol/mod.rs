@@ -6,12 +6,14 @@
 //! | ack | [`delivery`]: what became of messages, and what goes out again; [`pubsub::receipt`]: what the sender learns of it |
 //! | call, cancel | [`services`]: what this peer's nodes offer |
 //! | answer | [`calls`]: what this peer's nodes have asked |
+//! | those of channels | [`channel`]: two nodes that speak with each other for as long as they like |
 //! | ping, pong | [`ping`]: the round trip of a link |
 
 use std::sync::Arc;
 
 pub(crate) mod arrivals;
 pub(crate) mod calls;
+pub(crate) mod channel;
 pub(crate) mod delivery;
 pub(crate) mod ping;
 pub(crate) mod pubsub;
@@ -20,6 +22,7 @@ pub(crate) mod subscription;
 
 use self::arrivals::Arrivals;
 use self::calls::{Calls, Pending};
+use self::channel::{Channels, Ends};
 use self::pubsub::PubSub;
 use self::services::{Callers, Services};
 use crate::mesh::PeerId;
@@ -32,6 +35,7 @@ pub(crate) struct Protocols {
     pub(crate) pubsub: Arc<PubSub>,
     pub(crate) calls: Arc<Calls>,
     pub(crate) services: Arc<Services>,
+    pub(crate) channels: Arc<Channels>,
 }
 
 /// What reads one peer's frames: each kind goes to the protocol that it belongs to.
@@ -41,6 +45,8 @@ struct Dispatch {
     pubsub: Arc<PubSub>,
     answers: Arc<Pending>,
     callers: Callers,
+    services: Arc<Services>,
+    ends: Ends,
 }
 
 impl Carried for Protocols {
@@ -51,20 +57,25 @@ impl Carried for Protocols {
             pubsub: Arc::clone(&self.pubsub),
             answers: self.calls.pending(peer),
             callers: Callers::new(Arc::clone(&self.services), peer),
+            services: Arc::clone(&self.services),
+            ends: Ends::new(Arc::clone(&self.channels), peer),
         })
     }
 
     fn up(&self, peer: PeerId, link: &Link) {
         self.pubsub.lanes().up(peer, link);
+        self.channels.up(peer, link);
     }
 
     fn down(&self, peer: PeerId, link: &Link) {
         self.calls.down(peer, link);
         self.pubsub.lanes().down(peer);
+        self.channels.down(peer, link);
     }
 
     fn gone(&self, peer: PeerId) {
         self.pubsub.lanes().gone(peer);
+        self.channels.gone(peer);
     }
 
     fn forgotten(&self, peer: PeerId) {
@@ -85,6 +96,7 @@ impl Receive for Dispatch {
             Frame::Answer(answer) => self.answers.answered(answer),
             Frame::Pong { nonce } => self.pubsub.pings().answered(nonce),
             Frame::Ping { nonce } => link.ping(nonce, true),
+            Frame::Channel(frame) => self.ends.receive(frame, link, |node, name| self.services.is_called(node, name)),
         }
         Ok(())
     }

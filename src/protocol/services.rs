@@ -136,6 +136,11 @@ impl Services {
         self.offer_new(node, service, Offer::Channels)
     }
 
+    /// Whether the node offers the service for calls.
+    pub(crate) fn is_called(&self, node: u32, service: &ServiceName) -> bool {
+        matches!(self.offer(node, service), Some(Offer::Calls(_)))
+    }
+
     /// Calls of the service find nobody from now on. What runs and waits goes on.
     pub(crate) fn remove(&self, node: u32, service: &ServiceName) {
         let removed = self.offers_mut().remove(&(node, service.clone()));

@@ -5,6 +5,7 @@
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
 use super::LENGTH;
+use super::channel::ChannelFrame;
 use crate::mesh::delivery::Verdict;
 use crate::mesh::{BadName, Codec, MAX_NAME, NodeName, ServiceName, Topic};
 
@@ -29,6 +30,8 @@ pub(crate) enum Frame {
     Cancel { call: u64 },
     /// What became of a message that the sender wants to hear of, at one node.
     Ack { id: u64, node: u32, verdict: Verdict },
+    /// Something of a channel.
+    Channel(ChannelFrame),
 }
 
 /// A call on its way.
@@ -153,6 +156,7 @@ impl Frame {
                 let verdict = body.try_get_u8().map_err(|_| BadFrame::Short)?;
                 Ok(Self::Ack { id, node, verdict: Verdict::new(verdict).ok_or(BadFrame::Verdict(verdict))? })
             }
+            kind if ChannelFrame::has_kind(kind) => ChannelFrame::parse(kind, body).map(Self::Channel),
             kind => Err(BadFrame::Kind(kind)),
         }
     }

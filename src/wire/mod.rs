@@ -2,6 +2,7 @@
 //!
 //! Decoding is the only way to make a value from foreign bytes, and it checks everything that a value promises.
 
+pub(crate) mod channel;
 pub(crate) mod control;
 pub(crate) mod frame;
 pub(crate) mod message;

@@ -6,6 +6,7 @@
 
 mod balancing;
 mod calls;
+mod channels;
 mod cluster;
 mod daemon;
 mod delivery;
