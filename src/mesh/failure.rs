@@ -46,6 +46,10 @@ impl Failure {
 
     /// The kind of a failure whose handler panicked.
     pub const PANICKED: &'static str = "panicked";
+    /// The kind of a failure of a handler that did nothing, and does not want to: the caller tries another node.
+    pub const BUSY: &'static str = "busy";
+    /// The kind of a failure whose program went away while it had the call: it may have run.
+    pub const DISCONNECTED: &'static str = "disconnected";
     /// The kind of a failure whose request is not what the handler takes.
     pub const BAD_REQUEST: &'static str = "bad-request";
     /// The kind of a failure whose reply could not be sent: too large for the caller, or not to be encoded.

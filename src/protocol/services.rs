@@ -317,8 +317,11 @@ async fn run(server: Arc<Server>, incoming: Incoming) {
     let result = handled.unwrap_or_else(|panic| Err(Failure::panicked(&*panic)));
     works.lock().remove(&call);
     let failed = result.is_err();
+    let busy = result.as_ref().is_err_and(|failure| failure.kind == Failure::BUSY);
     answer(&link, call, result).await;
-    {
+    if busy {
+        server.state().counts.busy += 1; // it did not run
+    } else {
         let mut state = server.state();
         state.counts.calls += 1;
         state.counts.errors += u64::from(failed);
@@ -331,6 +334,7 @@ async fn run(server: Arc<Server>, incoming: Incoming) {
 async fn answer(link: &Link, call: u64, result: Result<(Codec, Bytes), Failure>) {
     let (outcome, codec, payload) = match result {
         Ok((codec, payload)) => (Outcome::Done, codec, payload),
+        Err(failure) if failure.kind == Failure::BUSY => (Outcome::Busy, Codec::Bytes, Bytes::new()),
         Err(failure) => (Outcome::Failed, Codec::Cbor, encode(&failure)),
     };
     let answer = Answer { call, outcome, codec, payload };
