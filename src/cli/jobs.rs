@@ -288,6 +288,19 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_command_that_does_not_want_to_end_is_ended() {
+        let mut command = Command::new("sh");
+        command.arg("-c").arg("trap '' TERM; echo on; while :; do sleep 1; done");
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).process_group(0);
+        let (keeper, mut child) = (Keeper::start().unwrap(), command.spawn().unwrap());
+        let group = Group::of(&child, &keeper).unwrap();
+        let mut on = [0; 3];
+        child.stdout.as_mut().unwrap().read_exact(&mut on).await.unwrap(); // it is deaf now
+        group.end(&mut child).await;
+        assert_eq!(child.wait().await.unwrap().signal(), Some(9));
+    }
+
+    #[tokio::test]
     async fn what_a_command_prints_is_bounded() {
         assert_eq!(sh("yes", b"", 1000).await.unwrap().unwrap_err().kind, TOO_LARGE);
         let failure = sh("yes no | head -c 100000 >&2; echo end >&2; exit 1", b"", 10).await.unwrap().unwrap_err();

@@ -77,7 +77,8 @@ pub(super) fn call_failure(error: CallError, nodes: &[NodeInfo]) -> Failure {
             let at = name.as_ref().map_or_else(|| node.to_string(), ToString::to_string);
             let message = format!("{} at {at}: {said}", said.kind);
             let remote = Remote { node, name, kind: said.kind, message: said.message, causes: said.causes };
-            let failure = Failure::new(kind, message).hint("it ran there and failed; look into what it says");
+            let hint = "it ran there and failed; what it says comes from there";
+            let failure = Failure::new(kind, message).hint(hint);
             Failure { remote: Some(Box::new(remote)), ..failure }
         }
         _ => failure,

@@ -1,9 +1,11 @@
 //! One client of the local socket: what it asks, and what it is told.
 
 use std::collections::HashMap;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use futures::poll;
 use tokio::net::unix::OwnedReadHalf;
 use tokio_util::task::AbortOnDropHandle;
 
@@ -230,17 +232,19 @@ impl Session {
             offer.turn_away();
         }
         let outbox = self.outbox.clone();
-        self.errands
-            .run(id, outbox.clone(), async move {
-                if drain {
-                    offer.drain().await;
-                    let _ = outbox.reply(id, Ok(Reply::Done)).await; // A client that is gone needs no reply.
-                } else {
-                    let _ = outbox.reply(id, Ok(Reply::Done)).await; // Likewise.
-                    offer.drain().await; // what runs can still be cancelled
-                }
-            })
-            .await
+        let errand = async move {
+            let mut drained = pin!(offer.drain());
+            // Begins at once: when the client is told, the service can be offered anew.
+            let ended = poll!(drained.as_mut()).is_ready();
+            if drain && !ended {
+                drained.as_mut().await;
+            }
+            let _ = outbox.reply(id, Ok(Reply::Done)).await; // A client that is gone needs no reply.
+            if !drain && !ended {
+                drained.await; // what runs can still be cancelled
+            }
+        };
+        self.errands.run(id, self.outbox.clone(), errand).await
     }
 }
 

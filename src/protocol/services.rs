@@ -199,7 +199,8 @@ impl Server {
             next_ticket: 0,
             closed: false,
             counts: ServiceStats::new(node, service.clone()),
-            latency: Histogram::new(1).unwrap_or_else(|error| unreachable!("one digit is enough for anybody: {error}")),
+            latency: Histogram::new_with_bounds(1, LONGEST_US, 1)
+                .unwrap_or_else(|error| unreachable!("the bounds are in order: {error}")),
         };
         Self { node, service, handler, options, state: Mutex::new(state), idle: Notify::new() }
     }

@@ -13,3 +13,4 @@ mod sending;
 mod strangers;
 mod subscriptions;
 mod tidy;
+mod verbs;
