@@ -94,7 +94,7 @@ impl Caller {
         } else {
             let Answered { codec, payload, .. } = &answered;
             match (codec, content(*codec, payload)) {
-                (Codec::Cbor, Content::Data(value)) => out.line(&out.foreign(&value.to_string()).into_owned())?,
+                (Codec::Cbor, Content::Data(value)) => out.line(&out.foreign(&value.to_string()))?,
                 _ => out.document(payload)?,
             }
         }

@@ -4,7 +4,7 @@ use std::fs;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 
 use ciborium::Value as Cbor;
 use ciborium::cbor;
@@ -301,6 +301,42 @@ fn when_a_program_goes_what_waited_for_it_goes_to_others() {
         }
     }
     assert_eq!((answered, lost), (4, 1), "only the one that it had may have run");
+}
+
+#[test]
+fn the_example_of_the_local_protocol_works() {
+    let home = Home::new();
+    let _daemon = home.run(&[]);
+    let docs = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/LOCAL.md")).unwrap();
+    let example = docs.split_once("```python\n").unwrap().1.split_once("```").unwrap().0;
+    let python = Command::new("python3").args(["-c", example]).env("MESHD_HOME", home.path()).output();
+    let Ok(output) = python else {
+        println!("skipped: there is no python3 here");
+        return;
+    };
+    let said = String::from_utf8(output.stdout).unwrap();
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(said, "greetings/all python hello\nadder says 42\n", "{errors}");
+}
+
+#[test]
+fn serve_that_is_told_twice_to_stop_stops_at_once() {
+    let home = Home::new();
+    let _daemon = home.run(&[]);
+    let scratch = TempDir::new().unwrap();
+    let pids = scratch.path().join("pids");
+    let exec = format!("sleep 1000 & echo $! $$ > {}.new; mv {0}.new {0}; wait", pids.display());
+    let mut server = serve(&home, &["slow", "--exec", &exec]);
+    let caller = home.spawn(&["call", "slow", "x", "--timeout", "1m"]);
+    wait_until("it runs", || pids.exists());
+    kill_process(Pid::from_child(&server.child), Signal::TERM).unwrap();
+    wait_until("it stops", || offers(&home, "slow") == 0);
+    assert!(server.is_running());
+    kill_process(Pid::from_child(&server.child), Signal::INT).unwrap();
+    let (status, _, errors) = server.wait();
+    assert_eq!(status.code(), Some(0), "{errors}");
+    assert_eq!(caller.wait().0.code(), Some(1));
+    ended(&pids);
 }
 
 #[test]
