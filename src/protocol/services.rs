@@ -259,7 +259,10 @@ impl Server {
         let (works, call) = (Arc::clone(&incoming.works), incoming.call.call);
         // Held until it is noted: the task may be done before.
         let mut noted = works.lock();
-        let task = tokio::spawn(run(Arc::clone(self), incoming));
+        let turn = Turn { server: Arc::clone(self), held: Arc::default() };
+        let held = Arc::clone(&turn.held);
+        let task = tokio::spawn(run(turn, incoming));
+        held.store(true, Ordering::Release);
         noted.insert(call, Work::Runs(task.abort_handle()));
     }
 
@@ -300,17 +303,24 @@ impl fmt::Debug for Server {
     }
 }
 
-/// One of as many calls as may run. Given on when the call ends, is cancelled or panics.
-struct Turn(Arc<Server>);
+/// One of as many calls as may run. Given on when the call ends, is cancelled, also before it began, or panics.
+struct Turn {
+    server: Arc<Server>,
+    /// False only in a task that could not be spawned because the runtime ends, and all with it: there is no next then.
+    held: Arc<AtomicBool>,
+}
 
 impl Drop for Turn {
     fn drop(&mut self) {
-        self.0.next();
+        if self.held.load(Ordering::Acquire) {
+            self.server.next();
+        }
     }
 }
 
-async fn run(server: Arc<Server>, incoming: Incoming) {
-    let turn = Turn(Arc::clone(&server));
+async fn run(turn: Turn, incoming: Incoming) {
+    turn.held.store(true, Ordering::Release); // it may end before it is noted
+    let server = Arc::clone(&turn.server);
     let Incoming { call, peer, link, works, arrived } = incoming;
     let Call { call, from, codec, service, payload, .. } = call;
     let request = Request { from: NodeId { peer, index: from }, service, codec, payload };
