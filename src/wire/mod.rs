@@ -3,6 +3,7 @@
 //! Decoding is the only way to make a value from foreign bytes, and it checks everything that a value promises.
 
 pub(crate) mod control;
+mod fields;
 pub(crate) mod frame;
 pub(crate) mod message;
 
