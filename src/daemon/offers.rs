@@ -5,8 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use bytes::Bytes;
-use tokio::sync::mpsc::OwnedPermit;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::outbox::Outbox;
@@ -66,10 +65,16 @@ impl Offers {
         let number = self.next;
         self.next += 1;
         let (state, _) = watch::channel(State::Soon);
-        // As many as may run: the client has no more calls than that, those it does not know to be cancelled included.
+        // Never full: each of them holds a place.
         let (cancelled, cancellations) = mpsc::channel(options.concurrency);
-        let (desk, watched) = (Arc::downgrade(&self.desk), state.subscribe());
-        let handler = move |request| hand_over(desk.clone(), number, cancelled.clone(), watched.clone(), request);
+        let hatch = Hatch {
+            desk: Arc::downgrade(&self.desk),
+            serving: number,
+            state: state.subscribe(),
+            places: Arc::new(Semaphore::new(options.concurrency)),
+            cancelled,
+        };
+        let handler = move |request| hatch.clone().hand_over(request);
         let serving = node.serve_requests(&serve.service, options, handler).await?;
         let forwarder = tokio::spawn(tell_cancellations(cancellations, self.desk.outbox.clone()));
         Ok(Offer { number, serving, state, _cancellations: AbortOnDropHandle::new(forwarder) })
@@ -115,49 +120,58 @@ impl Desk {
     }
 }
 
-/// Hands one call to the client and waits for its answer. Dropped when nobody waits for that any more.
-async fn hand_over(
+/// What calls of one service are handed to the client through.
+#[derive(Clone)]
+struct Hatch {
     desk: Weak<Desk>,
     serving: u64,
-    cancelled: mpsc::Sender<u64>,
-    mut state: watch::Receiver<State>,
-    request: Request,
-) -> Reply {
-    let not_taken = || Failure::new(Failure::BUSY, "the program that offered it has gone");
-    let Ok(place) = cancelled.reserve_owned().await else { return Err(not_taken()) };
-    match state.wait_for(|state| *state != State::Soon).await.map(|state| *state) {
-        Ok(State::Open) => {}
-        _ => return Err(not_taken()),
-    }
-    let (mut had, answer) = {
-        let Some(here) = desk.upgrade() else { return Err(not_taken()) };
-        let (reply, answer) = oneshot::channel();
-        let call = here.next.fetch_add(1, Ordering::Relaxed);
-        here.calls().insert(call, reply);
-        let mut had = Had { desk: desk.clone(), call, place: None };
-        let Request { from, service, codec, payload } = request;
-        let called = Answer::Called(Called { serving, call, from, service, codec, payload });
-        tokio::select! {
-            pushed = here.outbox.push(&called) => if pushed.is_err() { return Err(not_taken()) },
-            // If it is both, either will do.
-            _ = state.wait_for(|state| *state == State::Closed) => return Err(not_taken()),
+    state: watch::Receiver<State>,
+    /// The client has no more calls than that, those included of which it does not know that they are cancelled.
+    places: Arc<Semaphore>,
+    cancelled: mpsc::Sender<Cancelled>,
+}
+
+/// A call that nobody waits for any more, and its place, free when the client was told.
+type Cancelled = (u64, OwnedSemaphorePermit);
+
+impl Hatch {
+    /// Hands one call to the client and waits for its answer. Dropped when nobody waits for that any more.
+    async fn hand_over(mut self, request: Request) -> Reply {
+        let not_taken = || Failure::new(Failure::BUSY, "the program that offered it has gone");
+        let Ok(place) = self.places.acquire_owned().await else { return Err(not_taken()) };
+        match self.state.wait_for(|state| *state != State::Soon).await.map(|state| *state) {
+            Ok(State::Open) => {}
+            _ => return Err(not_taken()),
         }
-        had.place = Some(place);
-        (had, answer)
-    };
-    let reply = answer.await;
-    had.place = None; // nothing to take back
-    reply.unwrap_or_else(|_| {
-        Err(Failure::new(Failure::DISCONNECTED, "the program that ran it has gone: it may have run"))
-    })
+        let (mut had, answer) = {
+            let Some(desk) = self.desk.upgrade() else { return Err(not_taken()) };
+            let (reply, answer) = oneshot::channel();
+            let call = desk.next.fetch_add(1, Ordering::Relaxed);
+            desk.calls().insert(call, reply);
+            let mut had = Had { desk: self.desk, call, told: None };
+            let Request { from, service, codec, payload } = request;
+            let called = Answer::Called(Called { serving: self.serving, call, from, service, codec, payload });
+            tokio::select! {
+                pushed = desk.outbox.push(&called) => if pushed.is_err() { return Err(not_taken()) },
+                // If it is both, either will do.
+                _ = self.state.wait_for(|state| *state == State::Closed) => return Err(not_taken()),
+            }
+            had.told = Some((self.cancelled, place));
+            (had, answer)
+        };
+        let reply = answer.await;
+        had.told = None; // nothing to take back
+        let lost = "the program that ran it has gone: it may have run";
+        reply.unwrap_or_else(|_| Err(Failure::new(Failure::DISCONNECTED, lost)))
+    }
 }
 
 /// A call that the client has, or is about to have.
 struct Had {
     desk: Weak<Desk>,
     call: u64,
-    /// What tells the client that nobody waits any more.
-    place: Option<OwnedPermit<u64>>,
+    /// How the client is told that nobody waits any more, once it knows of the call.
+    told: Option<(mpsc::Sender<Cancelled>, OwnedSemaphorePermit)>,
 }
 
 impl Drop for Had {
@@ -166,17 +180,18 @@ impl Drop for Had {
         if let Some(desk) = self.desk.upgrade() {
             desk.calls().remove(&self.call);
         }
-        if let Some(place) = self.place.take() {
-            place.send(self.call);
+        if let Some((cancelled, place)) = self.told.take() {
+            let _ = cancelled.try_send((self.call, place)); // there is room, unless the client has gone
         }
     }
 }
 
-async fn tell_cancellations(mut cancellations: mpsc::Receiver<u64>, outbox: Outbox) {
-    while let Some(call) = cancellations.recv().await {
+async fn tell_cancellations(mut cancellations: mpsc::Receiver<Cancelled>, outbox: Outbox) {
+    while let Some((call, place)) = cancellations.recv().await {
         if outbox.push(&Answer::Cancelled { call }).await.is_err() {
             return;
         }
+        drop(place);
     }
 }
 

@@ -167,7 +167,8 @@ fn serve_that_is_told_to_stop_finishes_what_runs() {
     let caller = near.home.spawn(&["call", "slow", "x"]);
     wait_until("it runs", || runs.exists());
     kill_process(Pid::from_child(&server.child), Signal::TERM).unwrap();
-    wait_until("others know", || near.home.meshd(&["call", "slow", "x", "--no-wait"]).0 == 3);
+    wait_until("others know", || offers(&near.home, "slow") == 0);
+    near.home.fails(&["call", "slow", "x", "--no-wait"], 3, "no node offers");
     assert!(server.is_running());
     fs::write(&go, "").unwrap();
     assert_eq!(caller.wait().1, "finished\n");
@@ -224,7 +225,7 @@ fn a_program_in_any_language_serves_and_calls() {
     client.say(14, call("add", b"last"));
     let (number, _) = server.called();
     server.say(10, cbor!({ "Unserve" => { "serving" => 0, "drain" => true } }).unwrap());
-    wait_until("it is gone", || near.home.meshd(&["call", "add", "x", "--no-wait"]).0 == 3);
+    wait_until("it is gone", || offers(&near.home, "add") == 0);
     server.say(11, cbor!({ "Answer" => { "call" => number, "payload" => bytes(b"it") } }).unwrap());
     assert_eq!(field(field(&client.hear(), "Reply"), "id"), &14.into());
     assert_eq!(server.hear(), cbor!({ "Reply" => { "id" => 10, "reply" => "Done" } }).unwrap());
@@ -337,6 +338,55 @@ fn serve_that_is_told_twice_to_stop_stops_at_once() {
     assert_eq!(status.code(), Some(0), "{errors}");
     assert_eq!(caller.wait().0.code(), Some(1));
     ended(&pids);
+}
+
+#[test]
+fn a_program_that_does_not_read_its_calls_harms_nobody_else() {
+    let (near, far) = two_daemons();
+    let mut stuck = Client::attached(&far.home, "stuck");
+    stuck.serve("stuck", 8, 4);
+    let _cat = serve(&far.home, &["cat", "--exec", "cat"]);
+    let mut client = Client::attached(&near.home, "client");
+    client.wait_for("stuck");
+    // 200 calls of 1 MB, each for a tenth of a second: eight at a time are handed over, four wait, the others are refused.
+    let megabyte = vec![7; 1_000_000];
+    let mut kinds = Vec::new();
+    for _ in 0..5 {
+        for id in 100..140 {
+            let call =
+                cbor!({ "Call" => { "service" => "stuck", "payload" => bytes(&megabyte), "timeout_ms" => 100 } });
+            client.say(id, call.unwrap());
+        }
+        for _ in 100..140 {
+            let answer = client.hear();
+            kinds.push(field(field(field(&answer, "Failed"), "failure"), "kind").as_text().unwrap().to_owned());
+        }
+    }
+    kinds.sort_unstable();
+    kinds.dedup();
+    assert!(kinds.iter().all(|kind| ["Refused", "TimedOut"].contains(&&kind[..])), "{kinds:?}");
+    assert_eq!(near.home.ok(&["call", "cat", "still here"]), "still here");
+    // When it reads on, it hears of calls and that nobody waits for them any more; and it can be called again.
+    let last = cbor!({ "service" => "stuck", "payload" => bytes(b"at last"), "timeout_ms" => 60_000, "wait_when_busy" => true });
+    client.say(300, cbor!({ "Call" => last.unwrap() }).unwrap());
+    let mut open: Vec<Cbor> = Vec::new();
+    let last = loop {
+        let answer = stuck.hear();
+        if let Some(called) = find(&answer, "Called") {
+            if field(called, "payload") == &bytes(b"at last") {
+                break field(called, "call").clone();
+            }
+            open.push(field(called, "call").clone());
+            assert!(open.len() <= 8, "more calls than it takes");
+        } else {
+            let call = field(field(&answer, "Cancelled"), "call");
+            let at = open.iter().position(|open| open == call).expect("a call that it has");
+            open.remove(at);
+        }
+    };
+    stuck.say(9, cbor!({ "Answer" => { "call" => last, "payload" => bytes(b"well") } }).unwrap());
+    let answer = client.hear();
+    assert_eq!(field(field(field(field(&answer, "Reply"), "reply"), "Answered"), "payload"), &bytes(b"well"));
 }
 
 #[test]
