@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
+use smallvec::SmallVec;
 use tokio::sync::Semaphore;
 use tokio_util::task::AbortOnDropHandle;
 
@@ -21,7 +22,8 @@ use crate::wire::control::{
 /// What one client waits for, at most [`MAX_WAITING`] at a time. A client that asks more at once waits for itself.
 pub(super) struct Errands {
     room: Arc<Semaphore>,
-    tasks: HashMap<u64, AbortOnDropHandle<()>>,
+    /// By request. A client may use an id again as soon as it is answered, when the task has not quite ended.
+    tasks: HashMap<u64, SmallVec<[AbortOnDropHandle<()>; 1]>>,
 }
 
 impl Default for Errands {
@@ -32,32 +34,24 @@ impl Default for Errands {
 
 impl Errands {
     /// Runs what a request asks for, and answers it by itself.
-    pub(super) async fn run(
-        &mut self,
-        id: u64,
-        outbox: Outbox,
-        errand: impl Future<Output = ()> + Send + 'static,
-    ) -> Result<(), Gone> {
-        if self.tasks.get(&id).is_some_and(|task| !task.is_finished()) {
-            let failure = Failure::new(FailureKind::Usage, format!("request {id} is not answered yet"))
-                .hint("give each request an id of its own");
-            return outbox.reply(id, Err(failure)).await;
-        }
+    pub(super) async fn run(&mut self, id: u64, errand: impl Future<Output = ()> + Send + 'static) -> Result<(), Gone> {
         let Ok(place) = Arc::clone(&self.room).acquire_owned().await else { return Err(Gone) };
         if self.tasks.len() >= 2 * MAX_WAITING {
-            self.tasks.retain(|_, task| !task.is_finished());
+            self.tasks.retain(|_, tasks| tasks.iter().any(|task| !task.is_finished()));
         }
         let task = tokio::spawn(async move {
             errand.await;
             drop(place);
         });
-        self.tasks.insert(id, AbortOnDropHandle::new(task));
+        let tasks = self.tasks.entry(id).or_default();
+        tasks.retain(|task| !task.is_finished());
+        tasks.push(AbortOnDropHandle::new(task));
         Ok(())
     }
 
     /// Takes a request back. When this is done, nothing more is said about it.
     pub(super) async fn cancel(&mut self, id: u64) {
-        if let Some(task) = self.tasks.remove(&id) {
+        for task in self.tasks.remove(&id).unwrap_or_default() {
             task.abort();
             let _ = task.await; // ended, one way or the other
         }

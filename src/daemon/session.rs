@@ -199,7 +199,7 @@ impl Session {
     async fn wait(&mut self, id: u64, request: Request) -> Result<(), Gone> {
         let (node, outbox) = (self.oneself().clone(), self.outbox.clone());
         self.errands
-            .run(id, outbox.clone(), async move {
+            .run(id, async move {
                 let answer = patient(&node, id, request, &outbox).await;
                 let _ = outbox.reply(id, answer).await; // A client that is gone needs no reply.
             })
@@ -244,7 +244,7 @@ impl Session {
                 drained.await; // what runs can still be cancelled
             }
         };
-        self.errands.run(id, self.outbox.clone(), errand).await
+        self.errands.run(id, errand).await
     }
 }
 

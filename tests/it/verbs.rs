@@ -408,6 +408,11 @@ fn many_calls_share_one_connection() {
     }
     heard.sort_unstable();
     assert_eq!(heard, (100..300).collect::<Vec<u64>>());
+    // An id can be used again when it is answered.
+    for _ in 0..50 {
+        let answer = client.ask(7, call("cat", b"again"));
+        assert_eq!(field(field(field(field(&answer, "Reply"), "reply"), "Answered"), "payload"), &bytes(b"again"));
+    }
 }
 
 /// Runs `meshd serve` until it is offered.
