@@ -78,10 +78,10 @@ const READ_ROOM: usize = 16 * 1024;
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wire::control::{Call, Request};
+    use crate::wire::control::{Question, Request};
 
-    fn call(id: u64) -> Call {
-        Call { id, request: Request::Status }
+    fn question(id: u64) -> Question {
+        Question { id, request: Request::Status }
     }
 
     #[tokio::test]
@@ -89,14 +89,14 @@ mod tests {
         let (mut near, far) = tokio::io::duplex(7); // smaller than a block: reads come in pieces
         let writer = tokio::spawn(async move {
             for id in 0..10 {
-                write(&mut near, &call(id)).await.unwrap();
+                write(&mut near, &question(id)).await.unwrap();
             }
         });
         let mut reader = BlockReader::new(far, 100);
         for id in 0..10 {
-            assert_eq!(reader.next::<Call>().await.unwrap(), Some(call(id)));
+            assert_eq!(reader.next::<Question>().await.unwrap(), Some(question(id)));
         }
-        assert_eq!(reader.next::<Call>().await.unwrap(), None);
+        assert_eq!(reader.next::<Question>().await.unwrap(), None);
         writer.await.unwrap();
     }
 
@@ -108,7 +108,7 @@ mod tests {
             (&[0, 0, 0, 1, 0xff], "not a message"),
         ] {
             let mut reader = BlockReader::new(bytes, 100);
-            let error = reader.next::<Call>().await.unwrap_err().to_string();
+            let error = reader.next::<Question>().await.unwrap_err().to_string();
             assert!(error.contains(expected), "{error}");
         }
     }

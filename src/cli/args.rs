@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use clap::{Args as ArgGroup, Parser, Subcommand, ValueEnum, ValueHint};
 
-use crate::mesh::{Identity, MeshName, NodeName, Topic, TopicFilter};
+use crate::mesh::{Identity, MeshName, NodeName, ServiceName, Topic, TopicFilter};
 
 /// Programs on many machines find each other and exchange messages: no coordinator, no broker, one shared key.
 #[derive(Debug, Parser)]
@@ -86,6 +86,14 @@ pub(super) enum Command {
     /// Print messages as they arrive
     #[command(after_help = LISTEN)]
     Listen(ListenArgs),
+    /// Call a service and print the reply
+    #[command(after_help = CALL)]
+    Call(CallArgs),
+    /// Offer a service: each call runs a command
+    #[command(after_help = SERVE)]
+    Serve(ServeArgs),
+    /// List the services, who offers them and what they have done
+    Services,
     /// Measure round trips to a peer
     Ping(PingArgs),
     /// Print the settings in force and where each came from
@@ -232,6 +240,53 @@ pub(super) struct ListenArgs {
 }
 
 #[derive(ArgGroup, Debug)]
+pub(super) struct CallArgs {
+    /// Which service
+    pub(super) service: ServiceName,
+    /// What to ask, or - to read it from stdin [default: stdin, unless that is a terminal]
+    pub(super) data: Option<OsString>,
+    /// Only this node (by id), or one of this group (by name)
+    #[arg(long, value_name = "NODE|GROUP", conflicts_with = "all")]
+    pub(super) to: Option<String>,
+    /// Call every node that offers it, and print a line for each
+    #[arg(long)]
+    pub(super) all: bool,
+    /// How long to wait for the reply [default: 10s, or as configured]
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    pub(super) timeout: Option<Duration>,
+    /// How the data is encoded: json is checked, cbor is made from JSON [default: text, or bytes if it is no text]
+    #[arg(long, value_name = "FORMAT")]
+    pub(super) format: Option<Format>,
+    /// It may run more than once: go to another node if one is lost while it has the call
+    #[arg(long)]
+    pub(super) idempotent: bool,
+    /// How long to wait for somebody who offers it
+    #[arg(long, value_name = "DURATION", default_value = "5s", value_parser = duration, conflicts_with = "no_wait")]
+    pub(super) wait: Duration,
+    /// Do not wait for somebody who offers it
+    #[arg(long)]
+    pub(super) no_wait: bool,
+}
+
+#[derive(ArgGroup, Debug)]
+pub(super) struct ServeArgs {
+    /// What it is called by
+    pub(super) service: ServiceName,
+    /// What to run for each call, by sh: the request is its stdin, the reply its stdout
+    #[arg(long, value_name = "COMMAND", value_hint = ValueHint::CommandString)]
+    pub(super) exec: OsString,
+    /// Name of the node [default: the service's]
+    #[arg(long, value_name = "NAME")]
+    pub(super) name: Option<NodeName>,
+    /// Most commands at a time; further calls wait [default: one per processor]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub(super) jobs: Option<u16>,
+    /// How replies are encoded: json is checked, cbor is made from JSON [default: text, or bytes if it is no text]
+    #[arg(long, value_name = "FORMAT")]
+    pub(super) format: Option<Format>,
+}
+
+#[derive(ArgGroup, Debug)]
 pub(super) struct PingArgs {
     /// A peer's id, a node's id or a node's name
     #[arg(value_name = "PEER|NODE")]
@@ -325,6 +380,32 @@ Examples:
   meshd listen jobs --name workers            shares the messages with others of that name
   meshd listen 'sensors/*/temperature' --json | jq .data
   meshd listen files/report --count 1 --raw > report.pdf";
+
+const CALL: &str = "\
+One node that offers the service answers, by default the less busy of two; what it says is printed as it is, \
+CBOR as JSON. The exit code is 3 if nobody offers it, 4 if no reply came in time, 5 if all are busy, and 1 if \
+it ran and failed.
+
+Examples:
+  meshd call wc < report.txt
+  meshd call multiply '[6, 7]' --format cbor
+  meshd call render - --to gpu-box --timeout 2m < scene.json > scene.png
+  meshd call load --all                       a line for each node that offers it";
+
+const SERVE: &str = "\
+Each call runs the command by `sh -c`, in a process group of its own: what is asked is on its stdin, what it \
+prints is the reply. An exit code other than 0 is a failure, with the end of its stderr as the message. A call \
+that is cancelled or timed out ends the group by SIGTERM, then SIGKILL. Ctrl-C or SIGTERM lets running commands \
+finish, for 5 s at most. The environment has MESHD_SERVICE, MESHD_FROM (the caller's node id), MESHD_CODEC (text, \
+json, cbor or bytes) and MESHD_MESH.
+
+Whoever is in the mesh can call it: what they send is data, so do not let the command run it as code.
+
+Examples:
+  meshd serve wc --exec 'wc -c'
+  meshd serve load --exec uptime --name $(hostname)
+  meshd serve thumbnail --exec 'convert - -resize 128 png:-' --jobs 4
+  meshd serve sum --exec 'jq add' --format json";
 
 const CONFIG: &str = "\
 Values come from config.toml in the mesh's folder, from the environment and from arguments of `meshd run`; \

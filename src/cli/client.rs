@@ -10,7 +10,7 @@ use tokio::time::timeout;
 use super::Place;
 use super::trouble::{Exit, Trouble};
 use crate::socket::{self, BlockReader, SocketError};
-use crate::wire::control::{self, Answer, Call, Reply, Request};
+use crate::wire::control::{self, Answer, Failure, Question, Reply, Request};
 
 /// A connection to the daemon of one place.
 #[derive(Debug)]
@@ -20,6 +20,8 @@ pub(super) struct Client {
     next_id: u64,
     /// What came unasked while a reply was awaited. The daemon is ours, and such waits are short.
     unasked: VecDeque<Answer>,
+    /// Bytes of the largest payload that the daemon takes.
+    pub(super) message_bytes: usize,
 }
 
 impl Client {
@@ -49,34 +51,47 @@ impl Client {
         };
         let (from, to) = stream.into_split();
         let from = BlockReader::new(from, control::MAX_BLOCK);
-        let mut client = Self { from, to, next_id: 0, unasked: VecDeque::new() };
+        let mut client = Self { from, to, next_id: 0, unasked: VecDeque::new(), message_bytes: 0 };
         // A daemon that is frozen, or has no descriptor left, takes the connection and says nothing.
         let greeted = timeout(PATIENCE, client.call(Request::Hello { version: control::VERSION })).await;
-        greeted.map_err(|_| {
+        let greeted = greeted.map_err(|_| {
             Trouble::new(Exit::TimedOut, format!("the daemon of mesh '{}' does not answer", place.mesh))
                 .hint("see what it logs: it may be frozen, or out of file descriptors (`ulimit -n`)")
         })??;
+        let Reply::Welcome(welcome) = greeted else { return Err(unexpected(&greeted)) };
+        client.message_bytes = welcome.message_bytes;
         Ok(Some(client))
     }
 
     /// Asks and waits for the reply.
     pub(super) async fn call(&mut self, request: Request) -> Result<Reply, Trouble> {
-        self.next_id += 1;
-        let wanted = self.next_id;
-        if let Err(error) = socket::write(&mut self.to, &Call { id: wanted, request }).await {
-            return Err(self.last_words().await.unwrap_or_else(|| error.into()));
-        }
+        Ok(self.ask(request).await??)
+    }
+
+    /// Asks and waits for the reply, or for why there is none.
+    pub(super) async fn ask(&mut self, request: Request) -> Result<Result<Reply, Failure>, Trouble> {
+        let wanted = self.begin(request).await?;
         loop {
             match self.receive().await? {
-                Answer::Reply { id, reply } if id == wanted => return Ok(reply),
-                Answer::Failed { id, failure } if id == wanted => return Err(failure.into()),
+                Answer::Reply { id, reply } if id == wanted => return Ok(Ok(reply)),
+                Answer::Failed { id, failure } if id == wanted => return Ok(Err(failure)),
                 Answer::Reply { .. } | Answer::Failed { .. } => {} // We ask one thing at a time.
                 unasked => self.unasked.push_back(unasked),
             }
         }
     }
 
-    /// The next message or event.
+    /// Asks. What is said to that, by the id that this gives, comes from [`next`](Self::next).
+    pub(super) async fn begin(&mut self, request: Request) -> Result<u64, Trouble> {
+        self.next_id += 1;
+        let id = self.next_id;
+        match socket::write(&mut self.to, &Question { id, request }).await {
+            Ok(()) => Ok(id),
+            Err(error) => Err(self.last_words().await.unwrap_or_else(|| error.into())),
+        }
+    }
+
+    /// What the daemon says next.
     ///
     /// # Cancel safety
     /// Nothing is lost if this is dropped.

@@ -8,15 +8,15 @@ use std::time::{Duration, UNIX_EPOCH};
 use bytes::Bytes;
 use futures::FutureExt;
 use serde::Serialize;
-use serde_json::{Value, json};
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
+use serde_json::json;
+use tokio::io::BufReader;
 
 use super::Place;
-use super::args::{Format, ListenArgs, SendArgs};
+use super::args::{ListenArgs, SendArgs};
 use super::client::{Client, ask};
 use super::output::{Output, rfc3339};
+use super::payload::{Content, all_of_stdin, content, message, next_line};
 use super::trouble::{Exit, Trouble};
-use crate::config::MAX_MESSAGE_BYTES;
 use crate::mesh::{Codec, NodeId, NodeName, SendReport, Target, Topic, TopicFilter};
 use crate::wire::control::{self, Answer, Delivery, Listen, Overflow, Reply, Request};
 
@@ -151,55 +151,6 @@ fn whom(target: &Target) -> String {
     }
 }
 
-/// What was given, as it goes out.
-fn message(data: Vec<u8>, format: Option<Format>) -> Result<(Codec, Bytes), Trouble> {
-    let bad = |what: &str, hint: &str| Err(Trouble::new(Exit::Usage, format!("the data is not {what}")).hint(hint));
-    let text = std::str::from_utf8(&data).is_ok();
-    match format {
-        Some(Format::Bytes) => Ok((Codec::Bytes, data.into())),
-        None if !text => Ok((Codec::Bytes, data.into())),
-        Some(Format::Text) if !text => bad("text in UTF-8", "send it with --format bytes"),
-        None | Some(Format::Text) => Ok((Codec::Text, data.into())),
-        Some(format) => match serde_json::from_slice::<Value>(&data) {
-            Ok(_) if format == Format::Json => Ok((Codec::Json, data.into())),
-            Ok(value) => {
-                let mut cbor = Vec::new();
-                ciborium::into_writer(&value, &mut cbor)
-                    .map_err(|error| Trouble::failed("cannot make CBOR", &error))?;
-                Ok((Codec::Cbor, cbor.into()))
-            }
-            Err(error) => bad(&format!("JSON: {error}"), "quote it for the shell: '{\"key\": \"text\"}'"),
-        },
-    }
-}
-
-async fn all_of_stdin() -> Result<Vec<u8>, Trouble> {
-    let mut data = Vec::new();
-    let read = tokio::io::stdin().take(MAX_MESSAGE_BYTES as u64 + 1).read_to_end(&mut data).await;
-    read.map_err(|error| Trouble::failed("cannot read stdin", &error))?;
-    within_limit(data)
-}
-
-/// The next line, without its end.
-async fn next_line(lines: &mut BufReader<tokio::io::Stdin>) -> Result<Option<Vec<u8>>, Trouble> {
-    let mut line = Vec::new();
-    let read = lines.take(MAX_MESSAGE_BYTES as u64 + 1).read_until(b'\n', &mut line).await;
-    if read.map_err(|error| Trouble::failed("cannot read stdin", &error))? == 0 {
-        return Ok(None);
-    }
-    if line.last() == Some(&b'\n') {
-        line.pop();
-    }
-    within_limit(line).map(Some)
-}
-
-fn within_limit(data: Vec<u8>) -> Result<Vec<u8>, Trouble> {
-    if data.len() > MAX_MESSAGE_BYTES {
-        return Err(Trouble::new(Exit::Usage, "a message has at most 1 GiB").hint("send it in parts"));
-    }
-    Ok(data)
-}
-
 async fn pause(interval: Option<Duration>) {
     if let Some(interval) = interval {
         tokio::time::sleep(interval).await; // the pace that was asked for
@@ -259,13 +210,6 @@ struct Line<'a> {
     content: Content,
 }
 
-#[derive(Debug, PartialEq, Serialize)]
-#[serde(rename_all = "lowercase")]
-enum Content {
-    Data(Value),
-    Base64(String),
-}
-
 impl Listener {
     /// Prints messages, `count` of them if that is said.
     async fn print(&mut self, count: Option<u64>, out: &mut Output) -> Result<(), Trouble> {
@@ -306,7 +250,14 @@ impl Listener {
             let Delivery { topic, from, from_name, seq, .. } = delivery;
             let time = rfc3339(UNIX_EPOCH + Duration::from_micros(delivery.time_us));
             let peer = from.peer.to_string();
-            return out.object(&Line { topic, node: from_name, peer, seq: *seq, time, content: content(delivery) });
+            return out.object(&Line {
+                topic,
+                node: from_name,
+                peer,
+                seq: *seq,
+                time,
+                content: content(delivery.codec, &delivery.payload),
+            });
         }
         let head = format!(
             "{}  {}  ",
@@ -314,25 +265,12 @@ impl Listener {
             out.foreign(delivery.from_name.as_str())
         );
         out.bytes(head.as_bytes())?;
-        match (delivery.codec, content(delivery)) {
+        match (delivery.codec, content(delivery.codec, &delivery.payload)) {
             (Codec::Cbor, Content::Data(value)) => out.foreign_bytes(value.to_string().as_bytes())?,
             _ => out.foreign_bytes(&delivery.payload)?,
         }
         out.bytes(b"\n")
     }
-}
-
-/// The payload as JSON, as far as it can be.
-fn content(delivery: &Delivery) -> Content {
-    let payload = &delivery.payload[..];
-    let value = match delivery.codec {
-        Codec::Text => String::from_utf8(payload.to_vec()).ok().map(Value::from),
-        Codec::Json => serde_json::from_slice(payload).ok(),
-        // Byte strings, tags and keys that are no text have no JSON.
-        Codec::Cbor => control::decode(payload).ok(),
-        Codec::Bytes => None,
-    };
-    value.map_or_else(|| Content::Base64(data_encoding::BASE64.encode(payload)), Content::Data)
 }
 
 /// The name of a group that nobody else is in.
@@ -343,54 +281,3 @@ fn own_group() -> String {
 
 /// Time between tries to reach a node or group that does not listen yet.
 const RETRY: Duration = Duration::from_millis(50);
-
-#[cfg(test)]
-mod tests {
-    use crate::mesh::PeerId;
-
-    use super::*;
-
-    fn received(codec: Codec, payload: &[u8]) -> Content {
-        content(&Delivery {
-            subscription: 0,
-            topic: Topic::new("a").unwrap(),
-            from: NodeId { peer: PeerId::from_bytes([1; 32]), index: 0 },
-            from_name: NodeName::new("n").unwrap(),
-            seq: 1,
-            codec,
-            payload: Bytes::copy_from_slice(payload),
-            lagged: 0,
-            time_us: 0,
-        })
-    }
-
-    #[test]
-    fn what_is_sent_in_a_format_is_shown_in_it() {
-        for (format, data, codec, shown) in [
-            (None, &b"hello"[..], Codec::Text, Content::Data("hello".into())),
-            (None, b"\xff", Codec::Bytes, Content::Base64("/w==".to_owned())),
-            (Some(Format::Bytes), b"hello", Codec::Bytes, Content::Base64("aGVsbG8=".to_owned())),
-            (Some(Format::Json), b"{\"a\": [1, null]}", Codec::Json, Content::Data(json!({ "a": [1, null] }))),
-            (Some(Format::Cbor), b"{\"a\": -1.5}", Codec::Cbor, Content::Data(json!({ "a": -1.5 }))),
-        ] {
-            let (sent, payload) = message(data.to_vec(), format).unwrap();
-            assert_eq!((sent, received(sent, &payload)), (codec, shown), "{format:?}");
-        }
-    }
-
-    #[test]
-    fn data_that_is_not_in_its_format_is_not_sent() {
-        for (format, data) in [(Format::Json, &b"{"[..]), (Format::Cbor, b"hello"), (Format::Text, b"\xff")] {
-            assert_eq!(message(data.to_vec(), Some(format)).unwrap_err().exit, Exit::Usage);
-        }
-    }
-
-    #[test]
-    fn what_does_not_decode_is_shown_in_base64() {
-        for (codec, payload) in
-            [(Codec::Json, &b"{"[..]), (Codec::Cbor, b"\xff"), (Codec::Cbor, b"\x41a"), (Codec::Text, b"\xff")]
-        {
-            assert!(matches!(received(codec, payload), Content::Base64(_)), "{codec:?}");
-        }
-    }
-}

@@ -1,12 +1,16 @@
 //! The command line: what was typed, what was meant, the work. Described in docs/CLI.md.
 
 mod args;
+mod calls;
 mod client;
+mod jobs;
 mod keys;
 mod manual;
 mod messages;
 mod output;
+mod payload;
 mod run;
+mod serve;
 mod status;
 mod trouble;
 
@@ -71,6 +75,9 @@ async fn perform(global: &Global, command: Command, out: &mut Output) -> Result<
         Command::Config => status::config(place()?, out).await,
         Command::Send(args) => messages::send(place()?, args, out).await,
         Command::Listen(args) => messages::listen(place()?, args, out).await,
+        Command::Call(args) => calls::call(place()?, args, out).await,
+        Command::Serve(args) => serve::serve(place()?, args, out).await,
+        Command::Services => calls::services(place()?, out).await,
         Command::Completions { shell } => manual::completions(shell, out),
         Command::Man { dir } => manual::man(dir.as_deref(), out),
     }
@@ -183,6 +190,12 @@ mod tests {
             "meshd send a/b - --lines --all --no-wait",
             "meshd send a/b {} --format json --repeat 3 --interval 10ms",
             "meshd listen a/** b --name g --count 3 --timeout 1m --raw",
+            "meshd call wc",
+            "meshd call wc - --to workers --timeout 3s --idempotent --wait 1s",
+            "meshd call wc {} --all --format json --no-wait --json",
+            "meshd serve wc --exec wc",
+            "meshd serve wc --exec wc --name counters --jobs 3 --format json -v",
+            "meshd services",
             "meshd ping camera --count 1",
             "meshd completions bash",
             "meshd man --dir /tmp",
@@ -198,6 +211,10 @@ mod tests {
             "meshd --mesh a/b status",
             "meshd send a b --to x --all",
             "meshd send a b --wait 3s --no-wait",
+            "meshd call",
+            "meshd call a b --to x --all",
+            "meshd serve a",
+            "meshd serve a --exec b --jobs 0",
             "meshd listen a --timeout soon",
             "meshd key rotate --without me",
         ] {

@@ -76,6 +76,17 @@ impl Output {
         self.bytes(shown.as_bytes())
     }
 
+    /// A whole text or file from elsewhere: in a pipe byte for byte; on a terminal its lines, harmless, or base64.
+    pub(super) fn document(&mut self, bytes: &[u8]) -> Result<(), Trouble> {
+        if !self.terminal {
+            return self.bytes(bytes);
+        }
+        match std::str::from_utf8(bytes) {
+            Ok(text) => text.lines().try_for_each(|line| self.line(&escape(line))),
+            Err(_) => self.line(&data_encoding::BASE64.encode(bytes)),
+        }
+    }
+
     /// What stands out, such as a heading.
     pub(super) fn strong<'a>(&self, text: &'a str) -> Cow<'a, str> {
         paint(text, BOLD, self.coloured)
@@ -156,6 +167,15 @@ pub(super) fn rfc3339(time: SystemTime) -> String {
     // A clock can be wrong by more than the format can say.
     let time = time.clamp(UNIX_EPOCH, UNIX_EPOCH + YEAR_9999);
     humantime::format_rfc3339_millis(time).to_string()
+}
+
+/// Microseconds as people read them.
+pub(super) fn micros(micros: u64) -> String {
+    match micros {
+        0..1000 => format!("{micros} us"),
+        1000..1_000_000 => format!("{:.1} ms", micros as f64 / 1e3),
+        _ => format!("{:.1} s", micros as f64 / 1e6),
+    }
 }
 
 /// Cells in columns of these widths; nothing behind the last one.
@@ -239,6 +259,13 @@ mod tests {
         assert_eq!(rfc3339(UNIX_EPOCH + Duration::from_millis(1500)), "1970-01-01T00:00:01.500Z");
         assert_eq!(rfc3339(UNIX_EPOCH - Duration::from_secs(1)), "1970-01-01T00:00:00.000Z");
         assert_eq!(rfc3339(UNIX_EPOCH + Duration::from_micros(u64::MAX)), "9999-12-31T23:59:59.000Z");
+    }
+
+    #[test]
+    fn times_read_well() {
+        for (us, text) in [(45, "45 us"), (1500, "1.5 ms"), (2_500_000, "2.5 s")] {
+            assert_eq!(micros(us), text);
+        }
     }
 
     #[test]

@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 use super::Place;
 use super::args::{PingArgs, WatchArgs};
 use super::client::{Client, ask};
-use super::output::{Output, rfc3339};
+use super::output::{Output, micros, rfc3339};
 use super::trouble::{Exit, Trouble};
 use crate::config::Layers;
 use crate::mesh::{DiscoveryInfo, Event, NodeInfo, NodeName, PeerInfo, Status, TopicInfo, What};
@@ -254,25 +254,4 @@ fn names(names: &[NodeName]) -> String {
 
 fn list(items: impl Iterator<Item = String>) -> String {
     items.collect::<Vec<_>>().join(", ")
-}
-
-/// Microseconds as people read them.
-fn micros(micros: u64) -> String {
-    match micros {
-        0..1000 => format!("{micros} us"),
-        1000..1_000_000 => format!("{:.1} ms", micros as f64 / 1e3),
-        _ => format!("{:.1} s", micros as f64 / 1e6),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn times_read_well() {
-        for (us, text) in [(45, "45 us"), (1500, "1.5 ms"), (2_500_000, "2.5 s")] {
-            assert_eq!(micros(us), text);
-        }
-    }
 }

@@ -2,6 +2,11 @@
 
 mod claim;
 mod control;
+mod errands;
+mod failures;
+mod offers;
+mod outbox;
+mod session;
 
 use std::fs::{self, DirBuilder, Permissions};
 use std::io;

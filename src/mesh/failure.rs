@@ -46,6 +46,11 @@ impl Failure {
 
     /// The kind of a failure whose handler panicked.
     pub const PANICKED: &'static str = "panicked";
+    /// The kind by which a handler says that it did nothing and has no time: the caller tries another node.
+    pub const BUSY: &'static str = "busy";
+    /// The kind by which a handler says that it lost what had the call: it may have run. The caller is told
+    /// [`CallError::Disconnected`](crate::CallError::Disconnected).
+    pub const DISCONNECTED: &'static str = "disconnected";
     /// The kind of a failure whose request is not what the handler takes.
     pub const BAD_REQUEST: &'static str = "bad-request";
     /// The kind of a failure whose reply could not be sent: too large for the caller, or not to be encoded.

@@ -161,8 +161,8 @@ pub enum CallError {
     /// No reply in that time. It may have run; a provider that still works on it was told to stop.
     #[error("no reply within {0:?}")]
     TimedOut(Duration),
-    /// The link to the node was lost. The call may have run.
-    #[error("the link to {0} was lost while it had the call")]
+    /// The node was lost, or the link to it. The call may have run.
+    #[error("{0} was lost while it had the call")]
     Disconnected(NodeId),
     /// It ran, and failed.
     #[error(transparent)]
@@ -285,20 +285,17 @@ impl Calls {
                 }
                 Ok(End::Answered(Answer { outcome: Outcome::Failed, payload, .. })) => {
                     let failure = decode(&payload).unwrap_or_else(|_| Failure::new("unknown", "it does not say why"));
-                    return Err(RemoteFailure { node: provider.id, failure }.into());
+                    if failure.kind != Failure::DISCONNECTED {
+                        return Err(RemoteFailure { node: provider.id, failure }.into());
+                    }
+                    tried.lost(provider.id, options)?;
                 }
                 Ok(End::Answered(Answer { outcome: Outcome::Busy, .. })) => tried.busy(provider.id),
                 Ok(End::Answered(Answer { outcome: Outcome::NotOffered, .. })) => tried.nodes.push(provider.id),
                 Ok(End::Answered(Answer { outcome: Outcome::NotCalled, .. })) => {
                     return Err(CallError::NotCalled(caller.service.clone()));
                 }
-                Ok(End::Lost { written: true }) | Err(_) => {
-                    tried.nodes.push(provider.id);
-                    tried.lost = Some(provider.id);
-                    if !options.idempotent {
-                        return Err(CallError::Disconnected(provider.id));
-                    }
-                }
+                Ok(End::Lost { written: true }) | Err(_) => tried.lost(provider.id, options)?,
                 Ok(End::Lost { written: false }) => tried.nodes.push(provider.id),
             }
         }
@@ -549,6 +546,16 @@ impl Tried {
     fn busy(&mut self, node: NodeId) {
         self.busy = true;
         self.nodes.push(node);
+    }
+
+    /// It may have run there: only a call that may run twice is tried again.
+    fn lost(&mut self, node: NodeId, options: &CallOptions) -> Result<(), CallError> {
+        if !options.idempotent {
+            return Err(CallError::Disconnected(node));
+        }
+        self.nodes.push(node);
+        self.lost = Some(node);
+        Ok(())
     }
 
     /// What to say when nobody is left to try.

@@ -204,7 +204,8 @@ impl Server {
             next_ticket: 0,
             closed: false,
             counts: ServiceStats::new(node, service.clone()),
-            latency: Histogram::new(1).unwrap_or_else(|error| unreachable!("one digit is enough for anybody: {error}")),
+            latency: Histogram::new_with_bounds(1, LONGEST_US, 1)
+                .unwrap_or_else(|error| unreachable!("the bounds are in order: {error}")),
         };
         Self { node, service, handler, options, state: Mutex::new(state), idle: Notify::new() }
     }
@@ -263,7 +264,10 @@ impl Server {
         let (works, call) = (Arc::clone(&incoming.works), incoming.call.call);
         // Held until it is noted: the task may be done before.
         let mut noted = works.lock();
-        let task = tokio::spawn(run(Arc::clone(self), incoming));
+        let turn = Turn { server: Arc::clone(self), held: Arc::default() };
+        let held = Arc::clone(&turn.held);
+        let task = tokio::spawn(run(turn, incoming));
+        held.store(true, Ordering::Release);
         noted.insert(call, Work::Runs(task.abort_handle()));
     }
 
@@ -304,17 +308,24 @@ impl fmt::Debug for Server {
     }
 }
 
-/// One of as many calls as may run. Given on when the call ends, is cancelled or panics.
-struct Turn(Arc<Server>);
+/// One of as many calls as may run. Given on when the call ends, is cancelled, also before it began, or panics.
+struct Turn {
+    server: Arc<Server>,
+    /// False only in a task that could not be spawned because the runtime ends, and all with it: there is no next then.
+    held: Arc<AtomicBool>,
+}
 
 impl Drop for Turn {
     fn drop(&mut self) {
-        self.0.next();
+        if self.held.load(Ordering::Acquire) {
+            self.server.next();
+        }
     }
 }
 
-async fn run(server: Arc<Server>, incoming: Incoming) {
-    let turn = Turn(Arc::clone(&server));
+async fn run(turn: Turn, incoming: Incoming) {
+    turn.held.store(true, Ordering::Release); // it may end before it is noted
+    let server = Arc::clone(&turn.server);
     let Incoming { call, peer, link, works, arrived } = incoming;
     let Call { call, from, codec, service, payload, .. } = call;
     let request = Request { from: NodeId { peer, index: from }, service, codec, payload };
@@ -322,8 +333,11 @@ async fn run(server: Arc<Server>, incoming: Incoming) {
     let result = handled.unwrap_or_else(|panic| Err(Failure::panicked(&*panic)));
     works.lock().remove(&call);
     let failed = result.is_err();
+    let busy = result.as_ref().is_err_and(|failure| failure.kind == Failure::BUSY);
     answer(&link, call, result).await;
-    {
+    if busy {
+        server.state().counts.busy += 1; // it did not run
+    } else {
         let mut state = server.state();
         state.counts.calls += 1;
         state.counts.errors += u64::from(failed);
@@ -336,6 +350,7 @@ async fn run(server: Arc<Server>, incoming: Incoming) {
 async fn answer(link: &Link, call: u64, result: Result<(Codec, Bytes), Failure>) {
     let (outcome, codec, payload) = match result {
         Ok((codec, payload)) => (Outcome::Done, codec, payload),
+        Err(failure) if failure.kind == Failure::BUSY => (Outcome::Busy, Codec::Bytes, Bytes::new()),
         Err(failure) => (Outcome::Failed, Codec::Cbor, encode(&failure)),
     };
     let answer = Answer { call, outcome, codec, payload };

@@ -1,6 +1,6 @@
 //! What the CLI and attached programs say to the daemon over its local socket, and what it answers.
 //!
-//! Blocks of a big-endian `u32` length and that many bytes of CBOR. The client sends [`Call`]s and receives [`Answer`]s.
+//! Blocks of a big-endian `u32` length and that many bytes of CBOR. The client sends [`Question`]s and receives [`Answer`]s.
 //! Described for other languages in docs/LOCAL.md: change both together.
 
 use std::fmt;
@@ -11,16 +11,17 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
+use super::fields::{millis, optional_millis, payload, secret};
 use super::{LENGTH, TooLong};
 use crate::mesh::{
-    Codec, Event, Identity, KeyInfo, NodeId, NodeInfo, NodeName, PeerId, PeerInfo, SendReport, Status, Target, Topic,
-    TopicInfo,
+    Codec, Event, Identity, KeyInfo, NodeId, NodeInfo, NodeName, PeerId, PeerInfo, SendReport, ServiceInfo,
+    ServiceName, Status, Target, Topic, TopicInfo,
 };
 
 /// One request. Answers to requests in flight may come in any order; `id` tells them apart.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(crate) struct Call {
+pub(crate) struct Question {
     /// Chosen by the client.
     pub(crate) id: u64,
     /// What it wants.
@@ -82,6 +83,95 @@ pub(crate) enum Request {
     },
     /// [`Reply::Config`].
     Config,
+    /// Offers a service. [`Reply::Serving`], then [`Answer::Called`] for each call. Wants an attached node.
+    Serve(Serve),
+    /// Ends a service. [`Reply::Done`].
+    Unserve {
+        serving: u64,
+        /// Whether that is answered only when all calls are, those that wait included. Else these go to other nodes.
+        #[serde(default)]
+        drain: bool,
+    },
+    /// The reply to a call. Has no answer of its own, so that whoever serves need not read while it writes.
+    Answer {
+        call: u64,
+        #[serde(default)]
+        codec: Codec,
+        #[serde(with = "payload")]
+        payload: Bytes,
+    },
+    /// A call failed. Has no answer of its own.
+    Fail {
+        call: u64,
+        kind: String,
+        message: String,
+        #[serde(default)]
+        causes: Vec<String>,
+    },
+    /// Calls a service, from the attached node or else from the daemon's own. [`Reply::Answered`].
+    Call(Call),
+    /// Calls all nodes that offer a service: [`Answer::Part`] for each, then [`Reply::Done`].
+    CallAll(Call),
+    /// Waits until so many nodes offer a service. [`Reply::Providers`], also when time is up before that.
+    WaitForProviders {
+        service: String,
+        count: usize,
+        #[serde(rename = "timeout_ms", with = "millis")]
+        timeout: Duration,
+    },
+    /// [`Reply::Services`].
+    Services,
+    /// Takes back a request that is not answered yet. [`Reply::Done`]; that request is then not answered any more.
+    Cancel { id: u64 },
+}
+
+/// A service to be.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Serve {
+    pub(crate) service: String,
+    /// Most calls that the client has at a time. None: as many as the library's default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) concurrency: Option<usize>,
+    /// Most calls that wait in the daemon meanwhile.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) waiting: Option<usize>,
+}
+
+/// A call to make.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Call {
+    pub(crate) service: String,
+    /// How the payload is encoded.
+    #[serde(default)]
+    pub(crate) codec: Codec,
+    /// What is asked.
+    #[serde(with = "payload")]
+    pub(crate) payload: Bytes,
+    /// Who is to answer. Not for [`Request::CallAll`].
+    #[serde(default)]
+    pub(crate) callee: Callee,
+    /// Time until the answer. None: as configured.
+    #[serde(default, rename = "timeout_ms", with = "optional_millis", skip_serializing_if = "Option::is_none")]
+    pub(crate) timeout: Option<Duration>,
+    /// It may run more than once.
+    #[serde(default)]
+    pub(crate) idempotent: bool,
+    /// Whether to try until time is up while all providers are busy.
+    #[serde(default)]
+    pub(crate) wait_when_busy: bool,
+}
+
+/// Who is to answer a call.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Callee {
+    /// Any node that offers the service.
+    #[default]
+    Any,
+    Node(NodeId),
+    /// Any node of this name that does.
+    Group(String),
 }
 
 /// A subscription to be.
@@ -142,6 +232,12 @@ pub(crate) enum Answer {
     Failed { id: u64, failure: Failure },
     /// A message for a subscription.
     Message(Delivery),
+    /// Somebody calls a service of this client.
+    Called(Called),
+    /// Nobody waits for that call any more.
+    Cancelled { call: u64 },
+    /// What one node answers to [`Request::CallAll`].
+    Part(Part),
     /// Something happened in the mesh.
     Event(Event),
     /// So many events were not told, because the client was slow to read.
@@ -173,6 +269,12 @@ pub(crate) enum Reply {
     },
     Sent(SendReport),
     Listeners(usize),
+    Serving {
+        serving: u64,
+    },
+    Answered(Answered),
+    Providers(usize),
+    Services(Vec<ServiceInfo>),
     /// Key, value and source of each setting.
     Config(Vec<(String, String, String)>),
 }
@@ -188,6 +290,52 @@ pub(crate) struct Welcome {
     pub(crate) peer: PeerId,
     /// The daemon's process.
     pub(crate) pid: u32,
+    /// Bytes of the largest payload that it takes.
+    pub(crate) message_bytes: usize,
+}
+
+/// A call that the client is to answer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Called {
+    pub(crate) serving: u64,
+    /// What the client answers it by.
+    pub(crate) call: u64,
+    /// Who asks.
+    pub(crate) from: NodeId,
+    pub(crate) service: ServiceName,
+    pub(crate) codec: Codec,
+    #[serde(with = "payload")]
+    pub(crate) payload: Bytes,
+}
+
+/// The reply to a call.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Answered {
+    /// Who gave it.
+    pub(crate) node: NodeId,
+    pub(crate) name: NodeName,
+    pub(crate) codec: Codec,
+    #[serde(with = "payload")]
+    pub(crate) payload: Bytes,
+    /// Time between the daemon's call and the reply.
+    pub(crate) latency_us: u64,
+}
+
+/// What one of many nodes answers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Part {
+    /// The request that it belongs to.
+    pub(crate) id: u64,
+    pub(crate) node: NodeId,
+    pub(crate) name: NodeName,
+    pub(crate) outcome: Outcome,
+}
+
+/// How one call ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Outcome {
+    Answered(Answered),
+    Failed(Failure),
 }
 
 /// A message that a subscription received.
@@ -217,6 +365,22 @@ pub(crate) struct Failure {
     /// What to do about it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) hint: Option<String>,
+    /// What the service said, if a call ran and failed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) remote: Option<Box<Remote>>,
+}
+
+/// What a service says when a call fails.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Remote {
+    /// Where it ran.
+    pub(crate) node: NodeId,
+    /// That node's name, if it is still there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) name: Option<NodeName>,
+    pub(crate) kind: String,
+    pub(crate) message: String,
+    pub(crate) causes: Vec<String>,
 }
 
 /// Kinds of failures: each is an exit code of the CLI.
@@ -226,7 +390,7 @@ pub(crate) enum FailureKind {
     Failed,
     /// The request makes no sense.
     Usage,
-    /// No such peer or node.
+    /// No such peer or node, or nobody who offers the service.
     NobodyThere,
     /// No answer in time.
     TimedOut,
@@ -259,7 +423,7 @@ impl fmt::Debug for Secret {
 
 impl Failure {
     pub(crate) fn new(kind: FailureKind, message: impl ToString) -> Self {
-        Self { kind, message: message.to_string(), hint: None }
+        Self { kind, message: message.to_string(), hint: None, remote: None }
     }
 
     pub(crate) fn hint(self, hint: impl Into<String>) -> Self {
@@ -305,81 +469,6 @@ fn without_positions<E: fmt::Debug>(error: &ciborium::de::Error<E>) -> String {
     }
 }
 
-/// Contents as byte strings.
-mod payload {
-    use std::fmt;
-
-    use bytes::Bytes;
-    use serde::de::{Error, Visitor};
-    use serde::{Deserializer, Serializer};
-
-    pub(super) fn serialize<S: Serializer>(payload: &Bytes, out: S) -> Result<S::Ok, S::Error> {
-        out.serialize_bytes(payload)
-    }
-
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Bytes, D::Error> {
-        struct Payload;
-        impl Visitor<'_> for Payload {
-            type Value = Bytes;
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a byte string")
-            }
-            fn visit_bytes<E: Error>(self, bytes: &[u8]) -> Result<Bytes, E> {
-                Ok(Bytes::copy_from_slice(bytes))
-            }
-            fn visit_byte_buf<E: Error>(self, bytes: Vec<u8>) -> Result<Bytes, E> {
-                Ok(bytes.into())
-            }
-        }
-        from.deserialize_byte_buf(Payload)
-    }
-}
-
-/// Durations as whole milliseconds.
-mod millis {
-    use std::time::Duration;
-
-    use serde::{Deserialize, Deserializer, Serializer};
-
-    pub(super) fn serialize<S: Serializer>(duration: &Duration, out: S) -> Result<S::Ok, S::Error> {
-        out.serialize_u64(u64::try_from(duration.as_millis()).unwrap_or(u64::MAX))
-    }
-
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Duration, D::Error> {
-        u64::deserialize(from).map(Duration::from_millis)
-    }
-}
-
-mod optional_millis {
-    use std::time::Duration;
-
-    use serde::{Deserialize, Deserializer, Serializer};
-
-    pub(super) fn serialize<S: Serializer>(duration: &Option<Duration>, out: S) -> Result<S::Ok, S::Error> {
-        match duration {
-            Some(duration) => super::millis::serialize(duration, out),
-            None => out.serialize_none(),
-        }
-    }
-
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Duration>, D::Error> {
-        Ok(Option::<u64>::deserialize(from)?.map(Duration::from_millis))
-    }
-}
-
-mod secret {
-    use serde::{Deserialize, Deserializer, Serializer};
-    use zeroize::Zeroizing;
-
-    pub(super) fn serialize<S: Serializer>(text: &Zeroizing<String>, out: S) -> Result<S::Ok, S::Error> {
-        out.serialize_str(text)
-    }
-
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Zeroizing<String>, D::Error> {
-        String::deserialize(from).map(Zeroizing::new)
-    }
-}
-
 /// Version of this protocol. Counted up when a client of the old one could no longer be served.
 pub(crate) const VERSION: u32 = 1;
 /// Bytes of the largest block: the largest message and what is said about it.
@@ -407,24 +496,24 @@ mod tests {
         assert_eq!(&decode::<T>(&body).unwrap(), value);
     }
 
-    fn send(payload: Vec<u8>) -> Call {
+    fn send(payload: Vec<u8>) -> Question {
         let target = Target::Group(NodeName::new("workers").unwrap());
         let timeout = Some(Duration::from_millis(1500));
         let send = Send { topic: "a/b".to_owned(), codec: Codec::Json, payload: payload.into(), target, timeout };
-        Call { id: u64::MAX, request: Request::Send(send) }
+        Question { id: u64::MAX, request: Request::Send(send) }
     }
 
     #[test]
     fn what_is_said_is_heard() {
         let peer = PeerId::from_bytes([200; 32]);
         let from = NodeId { peer, index: 3 };
-        through(&Call { id: 0, request: Request::Hello { version: VERSION } });
-        through(&Call { id: 1, request: Request::Status });
+        through(&Question { id: 0, request: Request::Hello { version: VERSION } });
+        through(&Question { id: 1, request: Request::Status });
         let without = vec![Identity::from_bytes([9; 32])];
-        through(&Call { id: 2, request: Request::Rotate { grace: Duration::from_secs(604_800), without } });
+        through(&Question { id: 2, request: Request::Rotate { grace: Duration::from_secs(604_800), without } });
         let overflow = Overflow::Block;
         let listen = Listen { filter: "a/**".to_owned(), messages: Some(3), bytes: None, overflow };
-        through(&Call { id: 3, request: Request::Listen(listen) });
+        through(&Question { id: 3, request: Request::Listen(listen) });
         through(&send(vec![0; 100_000]));
         through(&Answer::Message(Delivery {
             subscription: 1,
@@ -437,6 +526,23 @@ mod tests {
             lagged: 2,
             time_us: 1_700_000_000_000_000,
         }));
+        let payload = Bytes::from_static(b"\xff\x00");
+        through(&Answer::Called(Called {
+            serving: 0,
+            call: 1,
+            from,
+            service: ServiceName::new("add").unwrap(),
+            codec: Codec::Json,
+            payload: payload.clone(),
+        }));
+        let name = NodeName::new("camera").unwrap();
+        let answered = Answered { node: from, name: name.clone(), codec: Codec::Bytes, payload, latency_us: 7 };
+        let outcome = Outcome::Answered(answered);
+        through(&Answer::Part(Part { id: 3, node: from, name: name.clone(), outcome }));
+        let (kind, message, causes) = ("exit-1".to_owned(), "no".to_owned(), vec!["because".to_owned()]);
+        let remote = Some(Box::new(Remote { node: from, name: Some(name), kind, message, causes }));
+        let failure = Failure { remote, ..Failure::new(FailureKind::Failed, "it failed") };
+        through(&Answer::Failed { id: 4, failure });
         through(&Answer::Reply { id: 4, reply: Reply::Pong { peer, rtt_us: 45 } });
         through(&Answer::Goodbye(Failure::new(FailureKind::Stopping, "the daemon is stopping").hint("wait")));
         through(&Answer::Reply { id: 5, reply: Reply::Ticket(Secret::new(Zeroizing::new("secret".to_owned()))) });
@@ -444,29 +550,29 @@ mod tests {
 
     #[test]
     fn what_docs_show_is_what_is_sent() {
-        let hello = encode(&Call { id: 1, request: Request::Hello { version: 1 } }).unwrap();
+        let hello = encode(&Question { id: 1, request: Request::Hello { version: 1 } }).unwrap();
         let cbor = b"\xa2\x62id\x01\x67request\xa1\x65Hello\xa1\x67version\x01";
         assert_eq!(&hello[..], [&[0, 0, 0, cbor.len() as u8], &cbor[..]].concat());
-        let status = encode(&Call { id: 2, request: Request::Status }).unwrap();
+        let status = encode(&Question { id: 2, request: Request::Status }).unwrap();
         assert_eq!(&status[4..], b"\xa2\x62id\x02\x67request\x66Status");
         // Optional fields can be left out.
         let cbor = b"\xa2\x62id\x03\x67request\xa1\x64Send\xa2\x65topic\x61a\x67payload\x42hi";
-        let call: Call = decode(cbor).unwrap();
+        let call: Question = decode(cbor).unwrap();
         assert!(matches!(call.request, Request::Send(Send { codec: Codec::Bytes, target: Target::EachGroup, .. })));
     }
 
     #[test]
     fn garbage_is_an_error() {
         for body in [&b""[..], b"\xff", b"\xa0", b"hello", &[0x81; 1000], b"\xa2\x62id\x01\x67request\x64What"] {
-            assert!(decode::<Call>(body).is_err(), "{body:?}");
+            assert!(decode::<Question>(body).is_err(), "{body:?}");
         }
-        let mut body = encode(&Call { id: 1, request: Request::Status }).unwrap()[4..].to_vec();
+        let mut body = encode(&Question { id: 1, request: Request::Status }).unwrap()[4..].to_vec();
         body.push(0);
-        assert_eq!(decode::<Call>(&body), Err(Garbage("1 bytes too many".to_owned())));
+        assert_eq!(decode::<Question>(&body), Err(Garbage("1 bytes too many".to_owned())));
         // A payload that claims to be huge is cut short, not allocated.
         let huge =
             b"\xa2\x62id\x03\x67request\xa1\x64Send\xa2\x65topic\x61a\x67payload\x5b\x7f\xff\xff\xff\xff\xff\xff\xffhi";
-        assert!(decode::<Call>(huge).is_err());
+        assert!(decode::<Question>(huge).is_err());
     }
 
     #[test]
@@ -478,7 +584,7 @@ mod tests {
     proptest! {
         #[test]
         fn no_bytes_panic(body in proptest::collection::vec(any::<u8>(), 0..200)) {
-            let _ = (decode::<Call>(&body), decode::<Answer>(&body));
+            let _ = (decode::<Question>(&body), decode::<Answer>(&body));
         }
 
         #[test]
@@ -487,11 +593,11 @@ mod tests {
         }
 
         #[test]
-        fn a_damaged_block_is_an_error_or_another_call(at in 0_usize..60, byte: u8) {
+        fn a_damaged_block_is_an_error_or_another_question(at in 0_usize..60, byte: u8) {
             let mut body = encode(&send(vec![1, 2, 3])).unwrap()[4..].to_vec();
             let at = at % body.len();
             body[at] = byte;
-            let _ = decode::<Call>(&body);
+            let _ = decode::<Question>(&body);
         }
     }
 }

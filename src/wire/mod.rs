@@ -4,6 +4,7 @@
 
 pub(crate) mod channel;
 pub(crate) mod control;
+mod fields;
 pub(crate) mod frame;
 pub(crate) mod message;
 

@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use futures::StreamExt;
 use futures::future::join_all;
+use futures::{FutureExt, StreamExt};
 use meshd::{CallError, CallOptions, Callee, Codec, Failure, Node, NodeName, ServeOptions, Service};
 use tokio::sync::{Notify, mpsc};
 
@@ -198,6 +198,20 @@ async fn a_failing_handler_fails_its_call_alone() {
     let seen = client.services(PATIENCE).await;
     assert_eq!(seen.len(), 1);
     assert_eq!((seen[0].node, seen[0].stats.as_ref().map(|stats| stats.calls)), (server.id(), Some(6)));
+}
+
+/// On one thread, a call and its end are read before anything runs: the handler is stopped before it began.
+#[tokio::test]
+async fn calls_that_are_taken_back_before_they_began_leave_their_turns() {
+    let [server, client] = Cluster::new().start_all(["server", "client"]).await;
+    let options = ServeOptions { concurrency: 2, ..ServeOptions::default() };
+    let _echo = server.serve_with("echo", options, |n: u64| async move { Ok::<_, Failure>(n) }).await.unwrap();
+    let service = offered(&client, "echo", 1).await.with(patient());
+    for n in 0..100 {
+        let nobody_waits = service.call::<u64, u64>(&n).now_or_never();
+        assert!(nobody_waits.is_none(), "it is on its way");
+    }
+    assert_eq!(within("the service is free", service.call::<u64, u64>(&7)).await.unwrap(), 7);
 }
 
 /// Beats pyzmp 2.3: a call that timed out leaves the server free; a cancelled one stops its handler.

@@ -115,9 +115,17 @@ fn what_a_daemon_knows_is_printed_as_objects() {
 #[test]
 fn exit_codes_say_what_happened() {
     let home = Home::new();
-    for verb in
-        [&["status"][..], &["peers"], &["send", "t", "x"], &["listen", "t"], &["watch"], &["ping", "x"], &["invite"]]
-    {
+    for verb in [
+        &["status"][..],
+        &["peers"],
+        &["send", "t", "x"],
+        &["listen", "t"],
+        &["watch"],
+        &["ping", "x"],
+        &["invite"],
+        &["call", "s"],
+        &["services"],
+    ] {
         home.fails(verb, 6, "no daemon runs here");
     }
     let _daemon = home.run(&[]);
@@ -349,7 +357,7 @@ fn a_client_that_does_not_read_loses_its_own_messages_only() {
 }
 
 /// Two daemons, `near` and `far`, on what for them is one host, linked.
-fn two_daemons() -> (Daemon, Daemon) {
+pub(crate) fn two_daemons() -> (Daemon, Daemon) {
     let near = Home::new();
     near.ok(&["key", "new"]);
     let far = near.beside();
@@ -362,7 +370,7 @@ fn two_daemons() -> (Daemon, Daemon) {
 
 /// What one user has on one machine, apart from the user's own. Cheap to clone.
 #[derive(Clone)]
-struct Home {
+pub(crate) struct Home {
     dir: Arc<TempDir>,
     /// What the homes of one machine share.
     machine: Arc<TempDir>,
@@ -370,19 +378,19 @@ struct Home {
 
 /// A running daemon, killed when dropped.
 pub(crate) struct Daemon {
-    home: Home,
+    pub(crate) home: Home,
     running: Running,
     ready: String,
 }
 
 /// A command that runs, killed when dropped.
-struct Running {
-    child: Child,
+pub(crate) struct Running {
+    pub(crate) child: Child,
     errors: Option<JoinHandle<String>>,
 }
 
 impl Home {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self { dir: Arc::new(TempDir::new().unwrap()), machine: Arc::new(TempDir::new().unwrap()) }
     }
 
@@ -391,11 +399,11 @@ impl Home {
         Self { dir: Arc::new(TempDir::new().unwrap()), machine: Arc::clone(&self.machine) }
     }
 
-    fn path(&self) -> PathBuf {
+    pub(crate) fn path(&self) -> PathBuf {
         self.dir.path().join("home")
     }
 
-    fn command(&self, args: &[&str]) -> Command {
+    pub(crate) fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_meshd"));
         for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("MESHD_")) {
             command.env_remove(name);
@@ -405,12 +413,12 @@ impl Home {
         command
     }
 
-    fn spawn(&self, args: &[&str]) -> Running {
+    pub(crate) fn spawn(&self, args: &[&str]) -> Running {
         Running::new(&mut self.command(args))
     }
 
     /// With something on stdin.
-    fn spawn_with(&self, args: &[&str], input: &[u8]) -> Running {
+    pub(crate) fn spawn_with(&self, args: &[&str], input: &[u8]) -> Running {
         let mut running = Running::new(self.command(args).stdin(Stdio::piped()));
         let (mut pipe, input) = (running.child.stdin.take().unwrap(), input.to_vec());
         std::thread::spawn(move || pipe.write_all(&input)); // the command may end before it has read all
@@ -418,25 +426,25 @@ impl Home {
     }
 
     /// Exit code, stdout and stderr of a command.
-    fn meshd(&self, args: &[&str]) -> (i32, String, String) {
+    pub(crate) fn meshd(&self, args: &[&str]) -> (i32, String, String) {
         let (status, output, errors) = self.spawn(args).wait();
         (status.code().unwrap_or(-1), output, errors)
     }
 
-    fn ok(&self, args: &[&str]) -> String {
+    pub(crate) fn ok(&self, args: &[&str]) -> String {
         let (code, output, errors) = self.meshd(args);
         assert_eq!(code, 0, "{args:?}: {errors}");
         output
     }
 
     /// The one object that a command prints.
-    fn json(&self, args: &[&str]) -> Value {
+    pub(crate) fn json(&self, args: &[&str]) -> Value {
         let output = self.ok(&[args, &["--json"]].concat());
         serde_json::from_str(&output).unwrap_or_else(|error| panic!("{args:?}: {error}: {output}"))
     }
 
     /// What a command says when it fails as it should: with a hint, unless it is the parser of arguments that speaks.
-    fn fails(&self, args: &[&str], code: i32, said: &str) -> String {
+    pub(crate) fn fails(&self, args: &[&str], code: i32, said: &str) -> String {
         let (got, _, errors) = self.meshd(args);
         assert_eq!(got, code, "{args:?}: {errors}");
         assert!(errors.contains(said), "{args:?}: {said:?} is not in: {errors}");
@@ -445,7 +453,7 @@ impl Home {
     }
 
     /// Starts a daemon, and waits until it serves.
-    fn run(&self, args: &[&str]) -> Daemon {
+    pub(crate) fn run(&self, args: &[&str]) -> Daemon {
         let mut running = self.spawn(&[RUN, args].concat());
         let mut output = BufReader::new(running.child.stdout.take().unwrap());
         let (ready, is_ready) = mpsc::sync_channel(1);
@@ -492,12 +500,12 @@ impl Daemon {
         kill_process(pid, if frozen { Signal::STOP } else { Signal::CONT }).unwrap();
     }
 
-    fn peer(&self) -> String {
+    pub(crate) fn peer(&self) -> String {
         self.json(&["status"])["peer"].as_str().unwrap().to_owned()
     }
 
     /// Ends it as service managers do.
-    fn stop(self) -> (ExitStatus, String, String) {
+    pub(crate) fn stop(self) -> (ExitStatus, String, String) {
         let pid = Pid::from_child(&self.running.child);
         kill_process(pid, Signal::TERM).unwrap();
         self.running.wait()
@@ -516,12 +524,12 @@ impl Running {
         Self { child, errors: Some(errors) }
     }
 
-    fn is_running(&mut self) -> bool {
+    pub(crate) fn is_running(&mut self) -> bool {
         self.child.try_wait().unwrap().is_none()
     }
 
     /// Exit status, stdout and stderr, at the end.
-    fn wait(mut self) -> (ExitStatus, String, String) {
+    pub(crate) fn wait(mut self) -> (ExitStatus, String, String) {
         let output = self.child.stdout.take().map(|mut pipe| {
             std::thread::spawn(move || {
                 let mut bytes = Vec::new();
@@ -544,7 +552,7 @@ impl Drop for Running {
 }
 
 /// Waits until something is so, looking again whenever a little time has passed.
-fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
+pub(crate) fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
     let began = now();
     while !holds() {
         assert!(began.elapsed() < PATIENCE, "not within {PATIENCE:?}: {what}");
@@ -553,7 +561,7 @@ fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
 }
 
 /// The keys of an object, in order.
-fn keys(object: &Value) -> Vec<&str> {
+pub(crate) fn keys(object: &Value) -> Vec<&str> {
     let mut keys: Vec<&str> = object.as_object().unwrap().keys().map(String::as_str).collect();
     keys.sort_unstable();
     keys

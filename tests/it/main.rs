@@ -17,3 +17,4 @@ mod sending;
 mod strangers;
 mod subscriptions;
 mod tidy;
+mod verbs;

@@ -1,0 +1,91 @@
+//! What clients are told when something is not done.
+
+use crate::RotationError;
+use crate::mesh::{NodeInfo, RemoteFailure};
+use crate::node::{CallError, ListenError, SendError};
+use crate::socket::SocketError;
+use crate::wire::control::{Failure, FailureKind, Remote};
+
+pub(super) fn stopping() -> Failure {
+    Failure::new(FailureKind::Stopping, "the daemon is stopping").hint("start it again with: meshd run")
+}
+
+pub(super) fn misunderstood(error: &SocketError, hint: &str) -> Failure {
+    let kind = if matches!(error, SocketError::TooLong(_)) { FailureKind::Refused } else { FailureKind::Usage };
+    Failure::new(kind, error).hint(hint)
+}
+
+pub(super) fn nobody(target: &str) -> Failure {
+    Failure::new(FailureKind::NobodyThere, format!("there is no peer or node {target}")).hint(SEE_NODES)
+}
+
+pub(super) fn listen_failure(error: ListenError) -> Failure {
+    match error {
+        ListenError::Name(error) => Failure::new(FailureKind::Usage, error),
+        ListenError::Limit(error) => Failure::new(FailureKind::Refused, error),
+        ListenError::Closed(_) => stopping(),
+    }
+}
+
+pub(super) fn send_failure(error: SendError) -> Failure {
+    match error {
+        SendError::Topic(error) => Failure::new(FailureKind::Usage, error),
+        SendError::TooLarge { .. } => Failure::new(FailureKind::Refused, error).hint(TOO_LARGE),
+        SendError::Closed => stopping(),
+        SendError::Encode(_) => Failure::new(FailureKind::Failed, error),
+    }
+}
+
+pub(super) fn rotate_failure(error: RotationError) -> Failure {
+    let kind = match error {
+        RotationError::Closed => return stopping(),
+        RotationError::Refused(_) | RotationError::Oneself => FailureKind::Refused,
+        RotationError::Keys(_) | RotationError::NoHome => FailureKind::Failed,
+    };
+    Failure { hint: error.hint(), ..Failure::new(kind, error) }
+}
+
+/// Nobody there or refused: the call did not run. Timed out: it may have. Failed with what the service said: it ran.
+/// Failed without: the link was lost, so it may have run.
+pub(super) fn call_failure(error: CallError, nodes: &[NodeInfo]) -> Failure {
+    let kind = match &error {
+        CallError::NoProvider(_) | CallError::NoSuchNode(_) | CallError::NotOffered { .. } => FailureKind::NobodyThere,
+        CallError::Busy(_) | CallError::TooLarge { .. } => FailureKind::Refused,
+        CallError::TimedOut(_) => FailureKind::TimedOut,
+        CallError::Name(_) | CallError::NotCalled(_) => FailureKind::Usage,
+        CallError::Closed => return stopping(),
+        _ => FailureKind::Failed,
+    };
+    let failure = Failure::new(kind, &error);
+    match error {
+        CallError::NoProvider(_) | CallError::NoSuchNode(_) | CallError::NotOffered { .. } => {
+            failure.hint(SEE_SERVICES)
+        }
+        CallError::Busy(_) => failure.hint("nothing ran: try again later, or have more nodes serve it"),
+        CallError::TooLarge { .. } => failure.hint(TOO_LARGE),
+        CallError::TimedOut(after) => {
+            let message = format!("no reply within {}: it may have run", humantime::format_duration(after));
+            Failure::new(kind, message)
+                .hint("wait longer with a longer timeout; see how long calls take with: meshd services")
+        }
+        CallError::Disconnected(_) => {
+            let message = format!("{error}: it may have run");
+            Failure::new(kind, message).hint("if it may run twice, call again; --idempotent does so by itself")
+        }
+        CallError::Remote(RemoteFailure { node, failure: said }) => {
+            let name = nodes.iter().find(|known| known.id == node).map(|known| known.name.clone());
+            let at = name.as_ref().map_or_else(|| node.to_string(), ToString::to_string);
+            let message = format!("{} at {at}: {said}", said.kind);
+            let remote = Remote { node, name, kind: said.kind, message: said.message, causes: said.causes };
+            let hint = "it ran there and failed; what it says comes from there";
+            let failure = Failure::new(kind, message).hint(hint);
+            Failure { remote: Some(Box::new(remote)), ..failure }
+        }
+        _ => failure,
+    }
+}
+
+pub(super) const SEE_NODES: &str = "see who is there with: meshd nodes";
+const SEE_SERVICES: &str = "see who offers what with: meshd services";
+pub(super) const TOO_LARGE: &str = "send less at once, or raise limits.message_bytes in config.toml on both sides";
+pub(super) const NOT_OURS: &str = "docs/LOCAL.md describes what the daemon understands";
