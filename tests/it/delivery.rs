@@ -277,6 +277,31 @@ async fn what_a_worker_that_shuts_down_has_queued_is_handled_by_another() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_shuts_down_handles_what_it_has_if_it_is_quick() {
+    let cluster = Cluster::new();
+    let [sender, leaving] = cluster.start_all(["sender", "worker"]).await;
+    let mut messages = leaving.listen_with("jobs", handled()).await.unwrap();
+    let jobs = sender.publisher("jobs").unwrap();
+    listened_by(&jobs, 1).await;
+    let mut receipts = Vec::new();
+    for n in 0..100 {
+        receipts.push(submit(&jobs, n, &redelivered()).await);
+    }
+    until("they are queued there", async || leaving.status().await.unwrap().counts.received >= 100).await;
+    let ends = tokio::spawn(leaving.clone().shutdown());
+    let mut handled = 0;
+    while let Some(message) = within("a message or the end", messages.next()).await {
+        message.acknowledge();
+        handled += 1;
+    }
+    assert_eq!(handled, 100);
+    for receipt in receipts {
+        assert_eq!(within("the report", receipt).await, taken(1));
+    }
+    within("it ends", ends).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_a_killed_worker_did_not_acknowledge_goes_to_another_or_waits_for_one() {
     let cluster = Cluster::new();
     let sender = cluster.start("sender").await;

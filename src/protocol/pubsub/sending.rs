@@ -273,7 +273,9 @@ impl Sending<'_> {
         }
         let waits = async {
             match changed {
-                Some(changed) => drop(select(pin!(settled), pin!(changed)).await),
+                Some(changed) => {
+                    select(pin!(settled), pin!(changed)).await;
+                }
                 None => settled.await,
             }
         };
