@@ -350,19 +350,6 @@ impl Link {
         self.0.drained.notified()
     }
 
-    /// Waits until something changed, unless there is room or the link is down.
-    pub(crate) async fn has_room(&self, payload: usize) {
-        let mut changed = pin!(self.changed());
-        changed.as_mut().enable();
-        let waits = {
-            let queue = self.queue();
-            !queue.closed && (!queue.paused.is_empty() || queue.is_full(self.0.limits, frame::overhead(1) + payload))
-        };
-        if waits {
-            changed.await;
-        }
-    }
-
     /// The receiver cannot take this topic for this node of its, or can again.
     pub(crate) fn set_paused(&self, node: u32, topic: Topic, paused: bool) {
         let mut queue = self.queue();

@@ -83,14 +83,12 @@ pub(crate) struct Slot {
 }
 
 /// Why a lane takes no message.
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug)]
 pub(crate) enum NotPosted {
     /// It never will.
     Never(DropReason),
-    /// Others' verdicts have to come first.
-    Wait,
-    /// The link that is in use has no room.
-    Link(Link, DropReason),
+    /// The link has no room, or others' verdicts have to come first.
+    Wait(DropReason),
 }
 
 impl Lanes {
@@ -171,8 +169,8 @@ impl Lane {
             match link.try_push(&content.outgoing(link.alias(&content.topic), Some(delivery), targets)) {
                 Ok(()) | Err(Refused::Closed) => {}
                 Err(Refused::TooLarge) => return Err(NotPosted::Never(DropReason::TooLarge)),
-                Err(Refused::Full) => return Err(NotPosted::Link(link.clone(), DropReason::LinkFull)),
-                Err(Refused::Paused) => return Err(NotPosted::Link(link.clone(), DropReason::SubscriptionFull)),
+                Err(Refused::Full) => return Err(NotPosted::Wait(DropReason::LinkFull)),
+                Err(Refused::Paused) => return Err(NotPosted::Wait(DropReason::SubscriptionFull)),
             }
         }
         Ok(self.note(&mut out, id, content, peer, targets))
@@ -195,7 +193,7 @@ impl Lane {
         Ok(slots)
     }
 
-    /// Waits until something was settled. Enable before trying.
+    /// Waits until something was settled, or the link changed. Make it before trying.
     pub(crate) fn room(&self) -> tokio::sync::futures::Notified<'_> {
         self.room.notified()
     }
@@ -208,7 +206,7 @@ impl Lane {
             return Err(NotPosted::Never(DropReason::LinkDown));
         }
         if !out.outbox.has_room(targets, content.bytes(targets), self.max_bytes) {
-            return Err(NotPosted::Wait);
+            return Err(NotPosted::Wait(DropReason::SubscriptionFull));
         }
         Ok(NEXT.fetch_add(1, Ordering::Relaxed))
     }

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use meshd::{
-    Acknowledge, Codec, DropReason, ListenOptions, Message, Node, Overflow, Publisher, Receipt, SendOptions,
+    Acknowledge, Codec, DropReason, ListenOptions, Message, Node, NodeId, Overflow, Publisher, Receipt, SendOptions,
     SendReport, Subscription,
 };
 use tokio::sync::mpsc;
@@ -133,7 +133,7 @@ async fn a_send_to_many_is_settled_when_all_of_them_are_whatever_becomes_of_them
     let topic = sender.publisher("t").unwrap();
     listened_by(&topic, 4).await;
     let frozen = sender.nodes().iter().find(|node| node.name.as_str() == "frozen").unwrap().id;
-    daemon.freeze(true);
+    freeze(&daemon, &sender, frozen).await;
     let mut receipt = submit(&topic, 1, &acked()).await;
     next(&mut quick).await;
     until("it is queued", async || deaf.status().await.unwrap().counts.received == 1).await;
@@ -277,6 +277,31 @@ async fn what_a_worker_that_shuts_down_has_queued_is_handled_by_another() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_shuts_down_handles_what_it_has_if_it_is_quick() {
+    let cluster = Cluster::new();
+    let [sender, leaving] = cluster.start_all(["sender", "worker"]).await;
+    let mut messages = leaving.listen_with("jobs", handled()).await.unwrap();
+    let jobs = sender.publisher("jobs").unwrap();
+    listened_by(&jobs, 1).await;
+    let mut receipts = Vec::new();
+    for n in 0..100 {
+        receipts.push(submit(&jobs, n, &redelivered()).await);
+    }
+    until("they are queued there", async || leaving.status().await.unwrap().counts.received >= 100).await;
+    let ends = tokio::spawn(leaving.clone().shutdown());
+    let mut handled = 0;
+    while let Some(message) = within("a message or the end", messages.next()).await {
+        message.acknowledge();
+        handled += 1;
+    }
+    assert_eq!(handled, 100);
+    for receipt in receipts {
+        assert_eq!(within("the report", receipt).await, taken(1));
+    }
+    within("it ends", ends).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_a_killed_worker_did_not_acknowledge_goes_to_another_or_waits_for_one() {
     let cluster = Cluster::new();
     let sender = cluster.start("sender").await;
@@ -284,7 +309,8 @@ async fn what_a_killed_worker_did_not_acknowledge_goes_to_another_or_waits_for_o
     let _listener = daemon.listener("jobs", "worker");
     let jobs = sender.publisher("jobs").unwrap();
     listened_by(&jobs, 1).await;
-    daemon.freeze(true);
+    let worker = sender.nodes().iter().find(|node| node.name.as_str() == "worker").unwrap().id;
+    freeze(&daemon, &sender, worker).await;
     let mut receipts = Vec::new();
     for n in 0..20 {
         receipts.push(submit(&jobs, n, &SendOptions { timeout: Some(PATIENCE), ..redelivered() }).await);
@@ -524,6 +550,13 @@ impl Cut {
         listened_by(&topic, 1).await;
         Self { sender, receiver, proxy, topic, messages }
     }
+}
+
+/// Stops a daemon where it is, and sees that it does nothing any more.
+async fn freeze(daemon: &Daemon, other: &Node, node: NodeId) {
+    daemon.freeze(true);
+    let patience = Duration::from_millis(100);
+    until("it stands still", async || other.ping(node.peer, patience).await.is_err()).await;
 }
 
 fn acked() -> SendOptions {

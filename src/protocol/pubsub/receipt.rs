@@ -101,7 +101,7 @@ impl Receipt {
         let (tell, report) = oneshot::channel();
         let so_far = following.report.clone();
         tokio::spawn(async move {
-            let _ = tell.send(following.to_the_end(under_way).await); // nobody may want to know
+            let _ = tell.send(following.finish(under_way).await); // nobody may want to know
         });
         Self(Reports::Follows(report, so_far))
     }
@@ -140,7 +140,7 @@ struct Fate {
 }
 
 impl Following {
-    async fn to_the_end(self, under_way: Vec<UnderWay>) -> SendReport {
+    async fn finish(self, under_way: Vec<UnderWay>) -> SendReport {
         let fates = join_all(under_way.into_iter().map(|one| self.follow(one))).await;
         let mut report = self.report;
         for Fate { sent, redelivered, failed } in fates {

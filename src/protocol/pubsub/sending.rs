@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures::future::select;
 use smallvec::SmallVec;
 use tokio::time::{Instant, timeout_at};
 
@@ -88,8 +89,7 @@ impl Sending<'_> {
                 Err(_) if targets.len() > 1 => targets.iter().for_each(|target| self.give(way, peer, &[*target])),
                 Err(NotPosted::Never(why)) => self.drop_for(peer, targets, why),
                 Err(_) if self.post_to_another(peer, targets) => self.report.sent += 1,
-                Err(NotPosted::Link(_, why)) => self.wait(Via::Lane, targets, peer, why),
-                Err(NotPosted::Wait) => self.wait(Via::Lane, targets, peer, DropReason::SubscriptionFull),
+                Err(NotPosted::Wait(why)) => self.wait(Via::Lane, targets, peer, why),
             }
             return;
         }
@@ -258,28 +258,30 @@ impl Sending<'_> {
     /// Tries once more to send what is to be acknowledged.
     async fn post_again(&mut self, peer: PeerId, targets: &[u32], deadline: Instant) -> Again {
         let Some(content) = &self.content else { return Again::Given };
-        let lane = self.pubsub.lanes.get(peer);
-        let mut changed = pin!(lane.room());
-        changed.as_mut().enable();
-        let (why, refused) = match self.pubsub.post(content, peer, targets) {
+        let (lane, link) = (self.pubsub.lanes.get(peer), self.pubsub.links.get(peer));
+        let (settled, changed) = (lane.room(), link.as_ref().map(Link::changed)); // nothing that happens from here on is missed
+        let why = match self.pubsub.post(content, peer, targets) {
             Ok(slots) => {
                 self.slots.extend(slots);
                 return Again::Given;
             }
             Err(NotPosted::Never(why)) => return Again::Not(why),
-            Err(NotPosted::Wait) => (DropReason::SubscriptionFull, None),
-            Err(NotPosted::Link(link, why)) => (why, Some(link)),
+            Err(NotPosted::Wait(why)) => why,
         };
-        let payload = content.payload.len();
         if self.post_to_another(peer, targets) {
             return Again::Given;
         }
+        let waits = async {
+            match changed {
+                Some(changed) => {
+                    select(pin!(settled), pin!(changed)).await;
+                }
+                None => settled.await,
+            }
+        };
         // Another of the group may have room before this one has.
         let until = if self.others.is_some() { deadline.min(Instant::now() + ASK_OTHERS) } else { deadline };
-        let waited = match refused {
-            None => timeout_at(until, changed).await,
-            Some(link) => timeout_at(until, link.has_room(payload)).await,
-        };
+        let waited = timeout_at(until, waits).await;
         if waited.is_err() && until == deadline { Again::Not(why) } else { Again::Wait(why) }
     }
 
