@@ -219,6 +219,17 @@ impl Engine {
         self.effects.push(Effect::Happened(What::NotServing { node, name, service }));
     }
 
+    /// None of its nodes listens or serves any more: others choose others from now on.
+    pub(crate) fn retire(&mut self) {
+        let names: Vec<(u32, Vec<TopicFilter>, Vec<ServiceName>)> =
+            self.own.nodes.iter().map(|node| (node.index, node.filters.clone(), node.services.clone())).collect();
+        for (index, filters, services) in names {
+            filters.iter().for_each(|filter| self.unlisten(index, filter));
+            services.iter().for_each(|service| self.unserve(index, service));
+        }
+        self.nodes_changed |= self.own_changed;
+    }
+
     /// This is where it can be dialled now.
     pub(crate) fn set_addresses(&mut self, addresses: Vec<String>) {
         if self.own.addresses != addresses {

@@ -458,6 +458,10 @@ impl Actor {
             Command::Rotate { grace, without, reply } => drop(reply.send(self.rotate(grace, &without))),
             Command::ReloadKeys { reply } => drop(reply.send(self.reload_keys())),
             Command::Invite { reply } => drop(reply.send(self.ticket())),
+            Command::Retire { reply } => {
+                self.engine.retire();
+                let _ = reply.send(());
+            }
             Command::Leave { reply } => self.leave(Some(reply)),
         }
     }

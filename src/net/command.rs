@@ -51,6 +51,10 @@ pub(super) enum Command {
     Invite {
         reply: oneshot::Sender<Ticket>,
     },
+    /// Let no node listen or serve any more.
+    Retire {
+        reply: oneshot::Sender<()>,
+    },
     /// Say goodbye and end.
     Leave {
         reply: oneshot::Sender<()>,

@@ -245,6 +245,11 @@ impl NetHandle {
         self.ask(|reply| Command::Invite { reply }).await
     }
 
+    /// None of this peer's nodes listens or serves any more, as others see it.
+    pub(crate) async fn retire(&self) {
+        let _ = self.ask(|reply| Command::Retire { reply }).await; // who has left is not chosen either
+    }
+
     /// Says goodbye to all and ends the event loop.
     pub(crate) async fn leave(&self) {
         let _ = self.ask(|reply| Command::Leave { reply }).await; // closed is what we want

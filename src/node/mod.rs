@@ -7,7 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use serde::Serialize;
 use tokio::task::JoinHandle;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout, timeout_at};
 use tracing::warn;
 
 mod acceptor;
@@ -380,18 +380,37 @@ impl Node {
         self.0.host.net.invite().await
     }
 
-    /// Leaves the mesh with all nodes of this process: what subscriptions hold is taken for a moment yet, acknowledged
-    /// messages that nobody took are handed back, what is queued goes out, others are told, subscriptions end. Takes 5 s at
-    /// most.
+    /// Finishes what the nodes of this process have in hand, and takes on nothing more: others choose other nodes from now on,
+    /// and who calls or opens a channel still is told that this one is busy.
+    ///
+    /// Calls that run or wait are answered. Subscriptions end once what they hold is taken, which the program has to go on
+    /// doing meanwhile; what it leaves for a second is handed back to who sent it acknowledged. Channels have a second to end.
+    /// All in all this takes 3 s at most. To be followed by [`Node::shutdown`], which does it too.
+    ///
+    /// # Cancel safety
+    /// Dropped, nothing more is waited for; what is under way goes on.
+    pub async fn drain(&self) {
+        let Host { net, protocols, .. } = &*self.0.host;
+        protocols.services.drain();
+        protocols.channels.drain();
+        net.retire().await;
+        let calls = timeout(DRAIN, protocols.services.drained());
+        let channels = timeout(CHANNELS, protocols.channels.drained());
+        let _ = tokio::join!(calls, channels, protocols.pubsub.drain(DRAIN)); // what is not done by then is given up
+    }
+
+    /// Leaves the mesh with all nodes of this process: after a [`drain`](Node::drain), what is queued goes out, others are told,
+    /// subscriptions end. Takes 5 s at most.
     pub async fn shutdown(self) {
+        let until = Instant::now() + SHUTDOWN;
+        self.drain().await;
         let host = &self.0.host;
-        host.protocols.pubsub.drain(DRAIN).await;
         let event_loop = host.event_loop.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if timeout(SHUTDOWN, host.net.leave()).await.is_err() {
+        if timeout_at(until, host.net.leave()).await.is_err() {
             warn!("the peer was stopped before it had said goodbye");
         }
         if let Some(mut event_loop) = event_loop {
-            match timeout(SHUTDOWN, &mut event_loop).await {
+            match timeout_at(until + CLOSING, &mut event_loop).await {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => warn!(%error, "the event loop failed"),
                 Err(_) => event_loop.abort(),
@@ -405,7 +424,10 @@ impl Node {
 
 /// Topics whose numbering a node keeps. Beyond, those without a [`Publisher`] start again at 1.
 const MAX_OUTLETS: usize = 1 << 14;
-/// Time for what subscriptions hold.
-const DRAIN: Duration = Duration::from_millis(500);
-/// Time for a goodbye.
+/// Time for what is in hand when a process leaves.
+const DRAIN: Duration = Duration::from_secs(3);
+/// Time for channels to end by themselves.
+const CHANNELS: Duration = Duration::from_secs(1);
+/// Time for leaving, a drain included, and for the event loop to end after that.
 const SHUTDOWN: Duration = Duration::from_millis(4500);
+const CLOSING: Duration = Duration::from_millis(250);

@@ -142,15 +142,9 @@ impl Lanes {
         peers.into_iter().for_each(|peer| self.gone(peer));
     }
 
-    /// Waits until something was said of all that arrived.
-    pub(crate) async fn all_settled(&self) {
-        loop {
-            let settled = self.arrived.settled.notified();
-            if self.arrived.open.load(Ordering::Acquire) == 0 {
-                return;
-            }
-            settled.await;
-        }
+    /// How many messages that arrived, and whose senders want to hear of them, are not settled yet.
+    pub(crate) fn unsettled(&self) -> usize {
+        self.arrived.open.load(Ordering::Acquire)
     }
 }
 

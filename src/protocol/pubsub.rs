@@ -16,7 +16,7 @@ use rand::SeedableRng;
 use rand::rngs::SmallRng;
 use smallvec::SmallVec;
 use tokio::sync::{Mutex as OrderedMutex, MutexGuard as OrderedGuard, watch};
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, sleep};
 
 pub use self::options::{SendError, SendOptions};
 use self::retain::Retained;
@@ -221,19 +221,31 @@ impl PubSub {
         lane.post_here(content, NodeId { peer, index }, &self.inboxes.matching(index, &content.topic))
     }
 
-    /// All subscriptions end once what they hold is taken. What is not taken and settled in time is handed back.
-    pub(crate) async fn drain(&self, patience: Duration) {
-        let open = self.inboxes.open();
-        open.iter().for_each(|inbox| inbox.drain());
-        let drained = async {
-            for inbox in &open {
-                inbox.drained().await;
-            }
-            self.lanes.all_settled().await;
-        };
-        if timeout_at(deadline(patience), drained).await.is_err() {
-            open.iter().for_each(|inbox| inbox.hand_back());
+    /// All subscriptions end once what they hold is taken. Waits for that as long as their programs go on taking, and no longer
+    /// than `most`; then what is not taken and settled is handed back.
+    pub(crate) async fn drain(&self, most: Duration) {
+        let (open, until) = (self.inboxes.open(), deadline(most));
+        if open.is_empty() {
+            return;
         }
+        // What others sent before they heard is still on its way, and is taken like all else.
+        sleep(LATE).await;
+        open.iter().for_each(|inbox| inbox.drain());
+        let held = || open.iter().map(|inbox| inbox.len()).sum::<usize>();
+        let (mut left, mut progress) = (held() + self.lanes.unsettled(), Instant::now());
+        while left > 0 && Instant::now() < until {
+            let patience = if self.lanes.unsettled() > 0 { IN_HAND } else { UNREAD };
+            if progress.elapsed() > patience {
+                break;
+            }
+            sleep(LOOK).await; // looks again; the two deadlines end it
+            let now = held() + self.lanes.unsettled();
+            if now < left {
+                progress = Instant::now();
+            }
+            left = now;
+        }
+        open.iter().for_each(|inbox| inbox.hand_back());
     }
 
     /// Sends one message to whom there is room for; the others are in the report. Never waits.
@@ -463,6 +475,13 @@ fn deadline(time: Duration) -> Instant {
     now.checked_add(time).unwrap_or(now + FOR_EVER)
 }
 
+/// Time in which what is under way arrives at a peer that drains.
+const LATE: Duration = Duration::from_millis(50);
+/// How long a drain waits for a program that takes nothing: longer for what its sender wants to hear of.
+const UNREAD: Duration = Duration::from_millis(300);
+const IN_HAND: Duration = Duration::from_secs(1);
+/// Between looks at what a drain has left.
+const LOOK: Duration = Duration::from_millis(10);
 /// Receivers that most messages have at most.
 const FEW: usize = 4;
 /// A day: who waits longer for one message is not helped by waiting on.

@@ -230,15 +230,9 @@ impl Inbox {
         self.reader.wake();
     }
 
-    /// Waits until a drain is over.
-    pub(crate) async fn drained(&self) {
-        loop {
-            let changed = self.room.notified();
-            if self.is_closed() {
-                return;
-            }
-            changed.await;
-        }
+    /// Messages that wait to be taken.
+    pub(crate) fn len(&self) -> usize {
+        self.state().messages.len()
     }
 
     /// Takes nothing more, and hands back what senders want to hear of. The rest can still be read.
