@@ -77,6 +77,8 @@ struct Queue {
     /// Frames of all kinds queued so far; how many of them the writer took.
     pushed: u64,
     taken_frames: u64,
+    /// How many it took at a time, last.
+    last_batch: u64,
     aliases: HashMap<Topic, u32>,
     introduced: HashSet<u32>,
     last_from: Option<u32>,
@@ -228,12 +230,12 @@ impl Link {
         if room == Room::Limited && queue.is_full(self.0.limits, bytes) {
             return Err(Refused::Full);
         }
-        let idle = queue.segments.is_empty();
+        let (idle, alone) = (queue.segments.is_empty(), queue.last_batch <= 1);
         queue.put(message);
         drop(queue);
         // The writer looks again before it sleeps, so only the first frame has to wake it.
         if idle {
-            self.wake_writer();
+            self.wake_writer(alone);
         }
         Ok(())
     }
@@ -256,12 +258,12 @@ impl Link {
         if full {
             return Err(Refused::Full);
         }
-        let idle = queue.segments.is_empty();
+        let (idle, alone) = (queue.segments.is_empty(), queue.last_batch <= 1);
         let place = queue.pushed;
         queue.join_with(put, payload);
         drop(queue);
         if idle {
-            self.wake_writer();
+            self.wake_writer(alone);
         }
         Ok(place)
     }
@@ -436,6 +438,9 @@ impl Queue {
 
     fn take(&mut self) -> VecDeque<Segment> {
         self.taken += std::mem::take(&mut self.waiting);
+        if self.pushed > self.taken_frames {
+            self.last_batch = self.pushed - self.taken_frames;
+        }
         self.taken_frames = self.pushed;
         std::mem::take(&mut self.segments) // counted in `frames` and `bytes` until it is written
     }

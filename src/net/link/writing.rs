@@ -145,10 +145,11 @@ impl Link {
         }
     }
 
-    /// Frames are there. On a link where nothing went for a moment they are written here and now, which spares a change of
-    /// tasks; otherwise by the writer, which joins what comes meanwhile.
-    pub(super) fn wake_writer(&self) {
-        if self.rests()
+    /// A frame is there. On a link where nothing went for a moment, and where frames come one by one (`alone`), it is written here
+    /// and now, which spares a change of tasks; otherwise by the writer, which joins what comes meanwhile.
+    pub(super) fn wake_writer(&self, alone: bool) {
+        if alone
+            && self.rests()
             && let Ok(mut writing) = self.0.writing.try_lock()
             && let Some(writing) = &mut *writing
             // Otherwise the writer waits for the stream, which must go on to wake it.
