@@ -186,7 +186,7 @@ def sigterm(lab, say):
         "its attached `meshd listen` ends with an error that says so",
         f"exit code {code}; {' / '.join(words)}",
     )
-    say.holds(not (hosts[2].home / "default/meshd.sock").exists(), "its socket is gone")
+    say.holds(not hosts[2].socket().exists(), "its socket is gone")
 
 
 @check("unreachable")

@@ -21,6 +21,7 @@ from pathlib import Path
 
 from alone import CLONE_NEWNET, LIBC, call
 from checks import Failed, now, until
+from client import Program
 
 CLONE_NEWUTS = 0x04000000
 
@@ -328,6 +329,23 @@ class Host:
         listener.wait_line(seconds, lambda line: "listening" in line, lines=listener.err)
         return listener
 
+    # Services
+
+    def serve(self, service, command, *words):
+        """Offers a service that runs a command, and waits until that holds."""
+        server = self.start("serve", service, "--exec", command, "-v", *words)
+        server.wait_line(5, lambda line: "serving" in line, lines=server.err)
+        return server
+
+    def program(self, name=None, **options):
+        """A program of the lab's own, attached to the daemon."""
+        program = Program(self.socket(), name, **options)
+        self.lab.closers.append(program.close)
+        return program
+
+    def socket(self):
+        return self.home / "default/meshd.sock"
+
     def watch(self):
         """Watches events, and waits until that holds: the daemon sees this program's node as soon as it serves it."""
         watch = self.start("watch", "--json")
@@ -399,6 +417,12 @@ def numbers(listener):
     return [int(message["data"]) for _, message in listener.objects() if "data" in message]
 
 
+def resident(peer):
+    """KiB of memory of its daemon."""
+    status = Path(f"/proc/{peer.daemon.popen.pid}/status").read_text()
+    return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS"))
+
+
 class Taps:
     """Counts the attempts to connect that cross a switch."""
 
@@ -452,8 +476,8 @@ class Lab:
 
     PREFIX = "meshdlab-"
 
-    def __init__(self, bin, quick):
-        self.bin, self.quick = bin, quick
+    def __init__(self, bin, quick, long, seed):
+        self.bin, self.quick, self.long, self.seed = bin, quick, long, seed
         self.hosts, self.spaces, self.processes, self.closers = [], [], [], []
 
     def __enter__(self):

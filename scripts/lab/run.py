@@ -6,6 +6,8 @@ import sys
 from pathlib import Path
 
 # Each theme adds its checks.
+import calls  # noqa: F401
+import delivery  # noqa: F401
 import discovery  # noqa: F401
 import errors  # noqa: F401
 import failures  # noqa: F401
@@ -20,6 +22,8 @@ def main():
     parser = argparse.ArgumentParser(prog="scripts/lab.sh")
     parser.add_argument("--only", action="append", metavar="WORD", help="only checks with this word in their name")
     parser.add_argument("--quick", action="store_true", help="look for shorter at what must not happen")
+    parser.add_argument("--long", action="store_true", help="a minute, and not seconds, of what is done at random")
+    parser.add_argument("--seed", type=int, metavar="N", help="of what is done at random: each check says its own")
     parser.add_argument("--list", action="store_true", help="say what would be checked")
     parser.add_argument("--bin", type=Path, required=True, help="the program")
     options = parser.parse_args()
@@ -36,7 +40,7 @@ def main():
     say, began = Say(), now()
     for check in wanted:
         began_check = now()
-        with Lab(options.bin, options.quick) as lab:
+        with Lab(options.bin, options.quick, options.long, options.seed) as lab:
             say.logs = lab.logs
             try:
                 check(lab, say)

@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 from checks import check, lasts, now, secs, until
+from hosts import resident
 
 
 @check("groups")
@@ -111,9 +112,3 @@ def processor(peer):
     """Seconds of processor time that its daemon has used."""
     words = Path(f"/proc/{peer.daemon.popen.pid}/stat").read_text().rsplit(")", 1)[1].split()
     return (int(words[11]) + int(words[12])) / os.sysconf("SC_CLK_TCK")
-
-
-def resident(peer):
-    """KiB of memory of its daemon."""
-    status = Path(f"/proc/{peer.daemon.popen.pid}/status").read_text()
-    return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS"))

@@ -16,14 +16,19 @@ pub(super) fn start(me: PeerId, links: &Links, limits: LinkLimits, max_message: 
     let mut receiver = carried.receiver(me);
     let (ours, theirs) = duplex(PIPE);
     let writing = link.clone();
-    tokio::spawn(async move {
-        if let Err(error) = writing.write(async { Ok(ours) }).await {
-            error!(%error, "the link to oneself broke");
-        }
-    });
-    tokio::spawn(async move {
+    let reading = async move {
         let inlet = Inlet::default();
         if let Err(error) = inlet.read(theirs, max_message, &link, &mut *receiver, || ()).await {
+            error!(%error, "the link to oneself broke");
+        }
+    };
+    // Whoever reads is patient with the greeting for a while only, and it goes out with the first frame.
+    let opened = async {
+        tokio::spawn(reading);
+        Ok(ours)
+    };
+    tokio::spawn(async move {
+        if let Err(error) = writing.write(opened).await {
             error!(%error, "the link to oneself broke");
         }
     });
