@@ -368,11 +368,9 @@ fn a_service_of_channels_ends_when_they_do() {
     let (mut server, mut client) = (Client::attached(&home, "server"), Client::attached(&home, "client"));
     let (here, there) = open(&mut server, &mut client);
     server.say(20, cbor!({ "Unserve" => { "serving" => 0, "drain" => true } }).unwrap());
-    let wait = cbor!({ "Open" => { "service" => "talk", "timeout_ms" => 1000 } }).unwrap();
-    wait_until("it is offered no more", || {
-        find(&client.ask(20, wait.clone()), "Failed")
-            .is_some_and(|failed| field(field(failed, "failure"), "kind") == &"NobodyThere".into())
-    });
+    wait_until("it is offered no more", || !home.ok(&["services"]).contains("talk"));
+    let answer = client.ask(20, cbor!({ "Open" => { "service" => "talk" } }).unwrap());
+    assert_eq!(field(field(field(&answer, "Failed"), "failure"), "kind"), &"NobodyThere".into());
     client.say(21, item(&here, b"still"));
     assert_eq!(client.hear(), done(21));
     assert_eq!(server.hear(), heard(&there, b"still"));
