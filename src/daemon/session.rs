@@ -314,5 +314,7 @@ fn begins_something(request: &Request) -> bool {
             | Request::CallAll(_)
             | Request::Open(_)
             | Request::Adopt { .. }
+            | Request::WaitForListeners { .. }
+            | Request::WaitForProviders { .. }
     )
 }

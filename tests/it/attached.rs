@@ -405,7 +405,8 @@ fn a_daemon_that_is_told_to_stop_lets_programs_finish_and_begins_nothing() {
         }
     };
     assert_eq!(field(field(&refused, "failure"), "kind"), &"Stopping".into());
-    for request in [call("slow", b"x"), cbor!({ "Serve" => { "service" => "new" } }).unwrap()] {
+    let wait = cbor!({ "WaitForListeners" => { "topic" => "t", "count" => 1, "timeout_ms" => 60_000 } }).unwrap();
+    for request in [call("slow", b"x"), cbor!({ "Serve" => { "service" => "new" } }).unwrap(), wait] {
         let answer = other.ask(1, request);
         assert_eq!(field(field(field(&answer, "Failed"), "failure"), "kind"), &"Stopping".into());
     }
