@@ -89,7 +89,10 @@ def call_timeout(lab, say):
     code, out, err = caller.meshd("call", "wait", "0", "--timeout", "1s")
     answered = now() - ended
     say.holds(
-        code == 0 and out == "waited\n", "the provider, which does one at a time, is free", secs(answered), f"{code} {err}"
+        code == 0 and out == "waited\n",
+        "the provider, which does one at a time, is free",
+        secs(answered),
+        f"{code} {err}",
     )
 
 
@@ -147,7 +150,9 @@ def provider_lost(lab, say):
             lost.cable.plug()
             lab.meet(hosts)
     code, out, err = stays.meshd("call", "work", "0\n")
-    say.holds(code == 0 and out == "0\n", "a call on the provider's own host, the first one there, is answered", "", err)
+    say.holds(
+        code == 0 and out == "0\n", "a call on the provider's own host, the first one there, is answered", evidence=err
+    )
 
 
 def losses(say, what, callers, at, known, begun):
@@ -160,14 +165,14 @@ def losses(say, what, callers, at, known, begun):
     ended = max((call.ended - at for call in under_way), default=0)
     later = sum(call.began > at + known and not call.failure for call in callers.done)
     evidence = "\n".join(map(str, failed[:10]))
-    figure = f"{len(callers.done)} calls, {len(failed)} failed, longest {secs(longest)}, last failure after {secs(last)}"
+    figure = f"{len(callers.done)} calls, {len(failed)} failed, longest {secs(longest)}"
     say.holds(
         not callers.hang and ended <= max(2, known + 0.5) and later > 0,
         f"{what}: no call hangs, what was under way ends in {max(2, known + 0.5):g} s",
         f"{figure}; {len(under_way)} under way, the last ended after {secs(ended)}; {later} later ones done",
         evidence,
     )
-    say.holds(last <= known, f"after {known:g} s no call fails", secs(last), evidence)
+    say.holds(last <= known, f"after {known:g} s no call fails", f"the last after {secs(last)}", evidence)
     says = all(call.failure["kind"] == "Failed" and "may have run" in call.failure["message"] for call in failed)
     say.holds(
         says and failed,
