@@ -3,9 +3,8 @@
 use std::io;
 
 use bytes::BytesMut;
-use serde::Serialize;
 use serde::de::DeserializeOwned;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt};
 
 use crate::wire::control::{self, Garbage};
 use crate::wire::{TooLong, split_block};
@@ -63,20 +62,13 @@ impl<R: AsyncRead + Unpin> BlockReader<R> {
     }
 }
 
-/// Writes one value.
-///
-/// # Cancel safety
-/// If this is dropped, the block may be written in part: close the connection.
-pub(crate) async fn write<T: Serialize>(to: &mut (impl AsyncWrite + Unpin), value: &T) -> Result<(), SocketError> {
-    to.write_all(&control::encode(value)?).await?;
-    Ok(())
-}
-
 /// Bytes to make room for before each read: many small blocks come in one.
 const READ_ROOM: usize = 16 * 1024;
 
 #[cfg(test)]
 mod tests {
+    use tokio::io::AsyncWriteExt;
+
     use super::*;
     use crate::wire::control::{Question, Request};
 
@@ -89,7 +81,7 @@ mod tests {
         let (mut near, far) = tokio::io::duplex(7); // smaller than a block: reads come in pieces
         let writer = tokio::spawn(async move {
             for id in 0..10 {
-                write(&mut near, &question(id)).await.unwrap();
+                near.write_all(&control::encode(&question(id)).unwrap()).await.unwrap();
             }
         });
         let mut reader = BlockReader::new(far, 100);

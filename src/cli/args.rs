@@ -203,6 +203,24 @@ pub(super) struct SendArgs {
     /// To every node that listens, not to one of each group
     #[arg(long)]
     pub(super) all: bool,
+    /// Wait until each receiver has handled the message
+    #[arg(long)]
+    pub(super) acked: bool,
+    /// If one cannot, give it to another of its group; implies --acked
+    #[arg(long)]
+    pub(super) redeliver: bool,
+    /// How long to wait for room, and for acknowledgements [default: 1s, and 10s if acked, or as configured]
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    pub(super) timeout: Option<Duration>,
+    /// How long the message is of use: later it is not delivered any more
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    pub(super) ttl: Option<Duration>,
+    /// Messages of one key go to one node of each group, where the balancing is by key
+    #[arg(long, value_name = "KEY")]
+    pub(super) key: Option<OsString>,
+    /// Have the daemon keep the last message for who comes later, as long as it runs; does not wait for a listener
+    #[arg(long)]
+    pub(super) retain: bool,
     /// How long to wait for a first listener
     #[arg(long, value_name = "DURATION", default_value = "5s", value_parser = duration, conflicts_with = "no_wait")]
     pub(super) wait: Duration,
@@ -251,7 +269,10 @@ pub(super) struct CallArgs {
     /// Call every node that offers it, and print a line for each
     #[arg(long)]
     pub(super) all: bool,
-    /// How long to wait for the reply [default: 10s, or as configured]
+    /// Print each reply of a service that gives several, as it comes
+    #[arg(long, conflicts_with_all = ["all", "idempotent"])]
+    pub(super) stream: bool,
+    /// How long to wait for the reply, or for a stream of them to begin [default: 10s, or as configured]
     #[arg(long, value_name = "DURATION", value_parser = duration)]
     pub(super) timeout: Option<Duration>,
     /// How the data is encoded: json is checked, cbor is made from JSON [default: text, or bytes if it is no text]
@@ -363,17 +384,24 @@ Examples:
 
 const SEND: &str = "\
 A message goes to one node of each group that listens. The exit code is 3 if nobody listens, and 1 if the \
-message was dropped for a node that does.
+message was dropped for a node that does. With --acked it is 0 only if all receivers have handled the message, \
+and 4 if some just did not say so in time.
+
+With --retain the daemon's own node keeps the last message on the topic, for whoever listens later, until it \
+ends: also those that follow without --retain.
 
 Examples:
   meshd send greetings/all hello
   meshd send jobs '{\"id\": 7}' --format json --to workers
   tail -f log | meshd send logs/web --lines
+  meshd send jobs 'resize 7' --redeliver --timeout 1m    exit code 0: a worker has handled it
+  meshd send state/door open --retain                    also for who listens later
   meshd send files/report - < report.pdf";
 
 const LISTEN: &str = "\
 Prints topic, node and data of each message; see --json for the rest. The exit code is 4 if --timeout passes \
-before --count messages came.
+before --count messages came. Senders that want to know are told that a message was handled once it is printed; \
+what is not when this ends, by Ctrl-C, SIGTERM or SIGKILL, is handed back to them.
 
 Examples:
   meshd listen 'frames/**'
@@ -390,7 +418,8 @@ Examples:
   meshd call wc < report.txt
   meshd call multiply '[6, 7]' --format cbor
   meshd call render - --to gpu-box --timeout 2m < scene.json > scene.png
-  meshd call load --all                       a line for each node that offers it";
+  meshd call load --all                       a line for each node that offers it
+  meshd call follow log --stream              each reply as it comes, until Ctrl-C";
 
 const SERVE: &str = "\
 Each call runs the command by `sh -c`, in a process group of its own: what is asked is on its stdin, what it \

@@ -6,6 +6,7 @@ use std::io::{IsTerminal, stdin};
 use std::os::unix::ffi::OsStringExt;
 use std::time::Duration;
 
+use futures::FutureExt;
 use serde::Serialize;
 use serde_json::json;
 
@@ -14,9 +15,12 @@ use super::args::CallArgs;
 use super::client::{Client, ask};
 use super::output::{Output, micros};
 use super::payload::{Content, all_of_stdin, content, message};
+use super::stop::Stop;
 use super::trouble::{Exit, Trouble};
 use crate::mesh::{Codec, NodeId, NodeName, ServiceInfo, ServiceName};
-use crate::wire::control::{self, Answer, Answered, Callee, Failure, FailureKind, Outcome, Part, Reply, Request};
+use crate::wire::control::{
+    self, Answer, Answered, Callee, Failure, FailureKind, Outcome, Part, Reply, Request, Spoken,
+};
 
 pub(super) async fn call(place: Place, args: CallArgs, out: &mut Output) -> Result<Exit, Trouble> {
     let callee = match &args.to {
@@ -38,7 +42,11 @@ pub(super) async fn call(place: Place, args: CallArgs, out: &mut Output) -> Resu
         control::Call { service, codec, payload, callee, timeout: args.timeout, idempotent, wait_when_busy: false };
     let wait = if args.no_wait { Duration::ZERO } else { args.wait };
     let mut caller = Caller { client, service: args.service, call };
-    if args.all { caller.call_all(wait, out).await } else { caller.call_one(wait, out).await }
+    match () {
+        () if args.all => caller.call_all(wait, out).await,
+        () if args.stream => caller.call_stream(wait, out).await,
+        () => caller.call_one(wait, out).await,
+    }
 }
 
 struct Caller {
@@ -58,6 +66,17 @@ struct Line<'a> {
     content: Content,
 }
 
+/// One of many replies of one node, as `--json` prints it.
+#[derive(Serialize)]
+struct StreamLine<'a> {
+    service: &'a ServiceName,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    node: Option<&'a NodeName>,
+    peer: &'a str,
+    #[serde(flatten)]
+    content: Content,
+}
+
 /// Why there is no answer, as `--json` prints it.
 #[derive(Serialize)]
 struct Failed<'a> {
@@ -73,21 +92,9 @@ struct Failed<'a> {
 
 impl Caller {
     async fn call_one(&mut self, wait: Duration, out: &mut Output) -> Result<Exit, Trouble> {
-        let deadline = tokio::time::Instant::now() + wait;
-        self.wait(wait).await?;
-        let answered = loop {
-            match self.client.ask(Request::Call(self.call.clone())).await? {
-                Ok(Reply::Answered(answered)) => break answered,
-                Ok(other) => return Err(super::client::unexpected(&other)),
-                // Others may offer it, but not who is meant. Nothing ran: it can be called again.
-                Err(failure) if failure.kind == FailureKind::NobodyThere && tokio::time::Instant::now() < deadline => {
-                    tokio::time::sleep(RETRY).await; // then looks again; `deadline` ends it
-                }
-                Err(failure) => {
-                    self.print_failure(None, &failure, out)?;
-                    return Err(failure.into());
-                }
-            }
+        let answered = match self.ask_when_offered(Request::Call(self.call.clone()), wait, out).await? {
+            Reply::Answered(answered) => answered,
+            other => return Err(super::client::unexpected(&other)),
         };
         if out.json {
             self.print_object(&answered, out)?;
@@ -99,6 +106,72 @@ impl Caller {
             }
         }
         out.flush()?;
+        Ok(Exit::Done)
+    }
+
+    /// Asks when somebody offers the service, or when time is up.
+    async fn ask_when_offered(&mut self, request: Request, wait: Duration, out: &mut Output) -> Result<Reply, Trouble> {
+        let deadline = tokio::time::Instant::now() + wait;
+        self.wait(wait).await?;
+        loop {
+            match self.client.ask(request.clone()).await? {
+                Ok(reply) => return Ok(reply),
+                // Others may offer it, but not who is meant. Nothing ran: it can be called again.
+                Err(failure) if failure.kind == FailureKind::NobodyThere && tokio::time::Instant::now() < deadline => {
+                    tokio::time::sleep(RETRY).await; // then looks again; `deadline` ends it
+                }
+                Err(failure) => {
+                    self.print_failure(None, &failure, out)?;
+                    return Err(failure.into());
+                }
+            }
+        }
+    }
+
+    /// Prints replies until the last, or until told to stop.
+    async fn call_stream(&mut self, wait: Duration, out: &mut Output) -> Result<Exit, Trouble> {
+        let mut stop = Stop::new()?;
+        let control::Call { service, codec, payload, callee, timeout, .. } = self.call.clone();
+        let open = Request::Open(control::Open { service, codec, payload, callee, timeout });
+        let opened = tokio::select! {
+            opened = self.ask_when_offered(open, wait, out) => opened?,
+            () = stop.wanted() => return Ok(Exit::Done), // the daemon takes it back
+        };
+        let Reply::Opened { channel: wanted, node, name } = opened else {
+            return Err(super::client::unexpected(&opened));
+        };
+        let peer = node.peer.to_string();
+        loop {
+            // Written together while more are there, at once when none is.
+            let answer = match self.client.next().now_or_never() {
+                Some(answer) => answer?,
+                None => {
+                    out.flush()?;
+                    tokio::select! {
+                        answer = self.client.next() => answer?,
+                        () = stop.wanted() => break,
+                    }
+                }
+            };
+            match answer {
+                Answer::Item(Spoken { channel, codec, payload }) if channel == wanted && out.json => {
+                    let content = content(codec, &payload);
+                    out.object(&StreamLine { service: &self.service, node: name.as_ref(), peer: &peer, content })?;
+                }
+                Answer::Item(Spoken { channel, codec, payload }) if channel == wanted => {
+                    print_payload(codec, &payload, out)?;
+                }
+                Answer::Ended { channel } if channel == wanted => break, // it waits for what never comes
+                Answer::Closed { channel, failure } if channel == wanted => {
+                    let Some(failure) = failure else { return Ok(Exit::Done) };
+                    self.print_failure(name.as_ref().map(|name| (node, name)), &failure, out)?;
+                    return Err(failure.into());
+                }
+                _ => {}
+            }
+        }
+        // Whoever replies stops.
+        ask!(self.client, Request::CloseChannel { channel: wanted, failure: None } => Reply::Done => ());
         Ok(Exit::Done)
     }
 
@@ -143,12 +216,7 @@ impl Caller {
         let Answered { name, codec, payload, .. } = answered;
         let head = format!("{}  ", out.foreign(name.as_str()));
         out.bytes(head.as_bytes())?;
-        match (codec, content(*codec, payload)) {
-            (Codec::Cbor, Content::Data(value)) => out.foreign_bytes(value.to_string().as_bytes())?,
-            // What commands print ends with the end of a line, and so does ours.
-            _ => out.foreign_bytes(payload.strip_suffix(b"\n").unwrap_or(payload))?,
-        }
-        out.bytes(b"\n")
+        print_payload(*codec, payload, out)
     }
 
     fn print_object(&self, answered: &Answered, out: &mut Output) -> Result<(), Trouble> {
@@ -177,6 +245,16 @@ impl Caller {
             causes: remote.map(|remote| &remote.causes[..]).unwrap_or_default(),
         })
     }
+}
+
+/// As one line.
+fn print_payload(codec: Codec, payload: &[u8], out: &mut Output) -> Result<(), Trouble> {
+    match (codec, content(codec, payload)) {
+        (Codec::Cbor, Content::Data(value)) => out.foreign_bytes(value.to_string().as_bytes())?,
+        // What commands print ends with the end of a line, and so does ours.
+        _ => out.foreign_bytes(payload.strip_suffix(b"\n").unwrap_or(payload))?,
+    }
+    out.bytes(b"\n")
 }
 
 /// Why a call did not end with a reply, if not the service says so.

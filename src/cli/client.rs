@@ -3,13 +3,15 @@
 use std::collections::VecDeque;
 use std::io;
 
+use bytes::BytesMut;
+use tokio::io::AsyncWriteExt;
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::time::timeout;
 
 use super::Place;
 use super::trouble::{Exit, Trouble};
-use crate::socket::{self, BlockReader, SocketError};
+use crate::socket::{BlockReader, SocketError};
 use crate::wire::control::{self, Answer, Failure, Question, Reply, Request};
 
 /// A connection to the daemon of one place.
@@ -18,6 +20,8 @@ pub(super) struct Client {
     from: BlockReader<OwnedReadHalf>,
     to: OwnedWriteHalf,
     next_id: u64,
+    /// Requests, or the rest of one, that are to be written.
+    unwritten: BytesMut,
     /// What came unasked while a reply was awaited. The daemon is ours, and such waits are short.
     unasked: VecDeque<Answer>,
     /// Bytes of the largest payload that the daemon takes.
@@ -51,7 +55,8 @@ impl Client {
         };
         let (from, to) = stream.into_split();
         let from = BlockReader::new(from, control::MAX_BLOCK);
-        let mut client = Self { from, to, next_id: 0, unasked: VecDeque::new(), message_bytes: 0 };
+        let mut client =
+            Self { from, to, next_id: 0, unwritten: BytesMut::new(), unasked: VecDeque::new(), message_bytes: 0 };
         // A daemon that is frozen, or has no descriptor left, takes the connection and says nothing.
         let greeted = timeout(PATIENCE, client.call(Request::Hello { version: control::VERSION })).await;
         let greeted = greeted.map_err(|_| {
@@ -83,11 +88,44 @@ impl Client {
 
     /// Asks. What is said to that, by the id that this gives, comes from [`next`](Self::next).
     pub(super) async fn begin(&mut self, request: Request) -> Result<u64, Trouble> {
+        let id = self.enqueue(request)?;
+        match self.to.write_all_buf(&mut self.unwritten).await {
+            Ok(()) => Ok(id),
+            Err(error) => Err(self.last_words().await.unwrap_or_else(|| SocketError::from(error).into())),
+        }
+    }
+
+    /// Puts a request where [`exchange`](Self::exchange) writes it from.
+    pub(super) fn enqueue(&mut self, request: Request) -> Result<u64, Trouble> {
         self.next_id += 1;
         let id = self.next_id;
-        match socket::write(&mut self.to, &Question { id, request }).await {
-            Ok(()) => Ok(id),
-            Err(error) => Err(self.last_words().await.unwrap_or_else(|| error.into())),
+        let block = control::encode(&Question { id, request }).map_err(SocketError::from)?;
+        self.unwritten.extend_from_slice(&block);
+        Ok(id)
+    }
+
+    /// How many bytes wait to be written.
+    pub(super) fn unwritten(&self) -> usize {
+        self.unwritten.len()
+    }
+
+    /// Writes some of what is enqueued, or gives what the daemon says next: what can be done first. So neither waits for the
+    /// other.
+    ///
+    /// # Cancel safety
+    /// Nothing is lost if this is dropped.
+    pub(super) async fn exchange(&mut self) -> Result<Option<Answer>, Trouble> {
+        if let Some(answer) = self.unasked.pop_front() {
+            return Ok(Some(answer));
+        }
+        let written = tokio::select! {
+            biased;
+            written = self.to.write_buf(&mut self.unwritten), if !self.unwritten.is_empty() => written,
+            answer = self.from.next() => return heard(answer?).map(Some),
+        };
+        match written {
+            Ok(_) => Ok(None),
+            Err(error) => Err(self.last_words().await.unwrap_or_else(|| SocketError::from(error).into())),
         }
     }
 
@@ -103,11 +141,7 @@ impl Client {
     }
 
     async fn receive(&mut self) -> Result<Answer, Trouble> {
-        match self.from.next().await? {
-            Some(Answer::Goodbye(failure)) => Err(failure.into()),
-            Some(answer) => Ok(answer),
-            None => Err(Trouble::new(Exit::NoDaemon, "the daemon has ended").hint("start it again with: meshd run")),
-        }
+        heard(self.from.next().await?)
     }
 
     /// Why the daemon reads no more, if it said so before it closed.
@@ -119,6 +153,15 @@ impl Client {
                 Ok(None) | Err(SocketError::Io(_) | SocketError::Garbage(_) | SocketError::TooLong(_)) => return None,
             }
         }
+    }
+}
+
+/// What was heard, unless that is the end.
+fn heard(answer: Option<Answer>) -> Result<Answer, Trouble> {
+    match answer {
+        Some(Answer::Goodbye(failure)) => Err(failure.into()),
+        Some(answer) => Ok(answer),
+        None => Err(Trouble::new(Exit::NoDaemon, "the daemon has ended").hint("start it again with: meshd run")),
     }
 }
 

@@ -5,13 +5,15 @@ mod calls;
 mod client;
 mod jobs;
 mod keys;
+mod listen;
 mod manual;
-mod messages;
 mod output;
 mod payload;
 mod run;
+mod send;
 mod serve;
 mod status;
+mod stop;
 mod trouble;
 
 use std::ffi::OsStr;
@@ -73,8 +75,8 @@ async fn perform(global: &Global, command: Command, out: &mut Output) -> Result<
         Command::Watch(args) => status::watch(place()?, &args, out).await,
         Command::Ping(args) => status::ping(place()?, args, out).await,
         Command::Config => status::config(place()?, out).await,
-        Command::Send(args) => messages::send(place()?, args, out).await,
-        Command::Listen(args) => messages::listen(place()?, args, out).await,
+        Command::Send(args) => send::send(place()?, args, out).await,
+        Command::Listen(args) => listen::listen(place()?, args, out).await,
         Command::Call(args) => calls::call(place()?, args, out).await,
         Command::Serve(args) => serve::serve(place()?, args, out).await,
         Command::Services => calls::services(place()?, out).await,
@@ -189,6 +191,8 @@ mod tests {
             "meshd send a/b hello --to workers --wait 3s",
             "meshd send a/b - --lines --all --no-wait",
             "meshd send a/b {} --format json --repeat 3 --interval 10ms",
+            "meshd send a/b {} --acked --redeliver --ttl 1m --key k --retain --timeout 3s",
+            "meshd call follow --stream --to workers --timeout 3s",
             "meshd listen a/** b --name g --count 3 --timeout 1m --raw",
             "meshd call wc",
             "meshd call wc - --to workers --timeout 3s --idempotent --wait 1s",
@@ -213,6 +217,7 @@ mod tests {
             "meshd send a b --wait 3s --no-wait",
             "meshd call",
             "meshd call a b --to x --all",
+            "meshd call a b --stream --all",
             "meshd serve a",
             "meshd serve a --exec b --jobs 0",
             "meshd listen a --timeout soon",

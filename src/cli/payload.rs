@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use serde::Serialize;
 use serde_json::Value;
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader, Stdin, stdin};
 
 use super::args::Format;
 use super::trouble::{Exit, Trouble};
@@ -44,22 +44,39 @@ pub(super) fn message(data: Vec<u8>, format: Option<Format>) -> Result<(Codec, B
 /// Stdin to its end.
 pub(super) async fn all_of_stdin() -> Result<Vec<u8>, Trouble> {
     let mut data = Vec::new();
-    let read = tokio::io::stdin().take(MAX_MESSAGE_BYTES as u64 + 1).read_to_end(&mut data).await;
+    let read = stdin().take(MAX_MESSAGE_BYTES as u64 + 1).read_to_end(&mut data).await;
     read.map_err(|error| Trouble::failed("cannot read stdin", &error))?;
     within_limit(data)
 }
 
-/// The next line of stdin, without its end.
-pub(super) async fn next_line(lines: &mut BufReader<tokio::io::Stdin>) -> Result<Option<Vec<u8>>, Trouble> {
-    let mut line = Vec::new();
-    let read = lines.take(MAX_MESSAGE_BYTES as u64 + 1).read_until(b'\n', &mut line).await;
-    if read.map_err(|error| Trouble::failed("cannot read stdin", &error))? == 0 {
-        return Ok(None);
+/// The lines of stdin.
+pub(super) struct Lines {
+    from: BufReader<Stdin>,
+    /// What was read of the next one.
+    line: Vec<u8>,
+}
+
+impl Lines {
+    pub(super) fn of_stdin() -> Self {
+        Self { from: BufReader::with_capacity(READ_BYTES, stdin()), line: Vec::new() }
     }
-    if line.last() == Some(&b'\n') {
-        line.pop();
+
+    /// The next line, without its end.
+    ///
+    /// # Cancel safety
+    /// Nothing is lost if this is dropped.
+    pub(super) async fn next(&mut self) -> Result<Option<Vec<u8>>, Trouble> {
+        let room = (MAX_MESSAGE_BYTES + 1).saturating_sub(self.line.len());
+        let read = (&mut self.from).take(room as u64).read_until(b'\n', &mut self.line).await;
+        if read.map_err(|error| Trouble::failed("cannot read stdin", &error))? == 0 && self.line.is_empty() {
+            return Ok(None);
+        }
+        let mut line = std::mem::take(&mut self.line);
+        if line.last() == Some(&b'\n') {
+            line.pop();
+        }
+        within_limit(line).map(Some)
     }
-    within_limit(line).map(Some)
 }
 
 fn within_limit(data: Vec<u8>) -> Result<Vec<u8>, Trouble> {
@@ -80,6 +97,9 @@ pub(super) fn content(codec: Codec, payload: &[u8]) -> Content {
     };
     value.map_or_else(|| Content::Base64(data_encoding::BASE64.encode(payload)), Content::Data)
 }
+
+/// Bytes to read from stdin at once: many lines come in one.
+const READ_BYTES: usize = 64 * 1024;
 
 #[cfg(test)]
 mod tests {

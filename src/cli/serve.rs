@@ -3,7 +3,6 @@
 use std::thread::available_parallelism;
 use std::time::Duration;
 
-use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::{Instant, sleep_until};
 
 use super::Place;
@@ -12,6 +11,7 @@ use super::client::{Client, ask};
 use super::jobs::{Job, Jobs};
 use super::output::Output;
 use super::payload::message;
+use super::stop::Stop;
 use super::trouble::{Exit, Trouble};
 use crate::mesh::Failure;
 use crate::wire::control::{self, Answer, Reply, Request};
@@ -25,7 +25,8 @@ pub(super) async fn serve(place: Place, args: ServeArgs, out: &mut Output) -> Re
     };
     let name = args.name.as_ref().map_or_else(|| args.service.to_string(), ToString::to_string);
     ask!(client, Request::Attach { name } => Reply::Attached { .. } => ());
-    let serve = control::Serve { service: args.service.to_string(), concurrency: Some(jobs), waiting: None };
+    let service = args.service.to_string();
+    let serve = control::Serve { service, concurrency: Some(jobs), waiting: None, channels: false };
     let serving = ask!(client, Request::Serve(serve) => Reply::Serving { serving } => serving);
     if out.verbose {
         out.talk.say(&format!("serving {}, {jobs} at a time", args.service));
@@ -93,28 +94,6 @@ impl Server {
         };
         self.client.begin(request).await?;
         Ok(())
-    }
-}
-
-struct Stop {
-    terminate: Signal,
-    interrupt: Signal,
-}
-
-impl Stop {
-    fn new() -> Result<Self, Trouble> {
-        let trouble = |error: std::io::Error| Trouble::failed("cannot watch for signals", &error);
-        Ok(Self {
-            terminate: signal(SignalKind::terminate()).map_err(trouble)?,
-            interrupt: signal(SignalKind::interrupt()).map_err(trouble)?,
-        })
-    }
-
-    async fn wanted(&mut self) {
-        tokio::select! {
-            _ = self.terminate.recv() => {}
-            _ = self.interrupt.recv() => {}
-        }
     }
 }
 

@@ -26,11 +26,20 @@ pub(super) struct Server {
     pub(super) settings: Vec<(String, String, String)>,
     pub(super) limits: ListenOptions,
     pub(super) max_block: usize,
-    stop: CancellationToken,
+    ending: Ending,
+}
+
+/// The two steps of the end.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Ending {
+    /// Clients finish what they have begun, and begin nothing more.
+    pub(super) drain: CancellationToken,
+    /// Clients are told, and let go.
+    pub(super) stop: CancellationToken,
 }
 
 impl Server {
-    pub(super) fn new(node: Node, loaded: &Loaded, stop: CancellationToken, status: &Status) -> Self {
+    pub(super) fn new(node: Node, loaded: &Loaded, ending: Ending, status: &Status) -> Self {
         let limits = &loaded.config.limits;
         Self {
             node,
@@ -49,8 +58,13 @@ impl Server {
                 ..ListenOptions::default()
             },
             max_block: limits.message_bytes.get() + wire::BLOCK_OVERHEAD,
-            stop,
+            ending,
         }
+    }
+
+    /// Whether nothing is begun any more.
+    pub(super) fn is_draining(&self) -> bool {
+        self.ending.drain.is_cancelled()
     }
 }
 
@@ -59,7 +73,7 @@ pub(super) async fn serve(server: Arc<Server>, listener: UnixListener) {
     let mut sessions = JoinSet::new();
     loop {
         tokio::select! {
-            () = server.stop.cancelled() => break,
+            () = server.ending.stop.cancelled() => break,
             accepted = listener.accept() => match accepted {
                 Ok((stream, _)) => {
                     let room = sessions.len() < MAX_CLIENTS;
@@ -92,7 +106,7 @@ fn watch_for_panic(ended: Result<(), tokio::task::JoinError>) {
 async fn session(server: Arc<Server>, stream: UnixStream, room: bool) {
     let (from, to) = stream.into_split();
     let (outbox, writer) = Outbox::open(to);
-    let stop = server.stop.clone();
+    let stop = server.ending.stop.clone();
     let mut session = Session::new(server, outbox.clone());
     let goodbye = tokio::select! {
         () = stop.cancelled() => Some(stopping()),

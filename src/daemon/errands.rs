@@ -8,7 +8,7 @@ use bytes::Bytes;
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use smallvec::SmallVec;
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::failures::{SEE_NODES, call_failure, nobody, rotate_failure, send_failure, stopping};
@@ -35,7 +35,7 @@ impl Default for Errands {
 impl Errands {
     /// Runs what a request asks for, and answers it by itself.
     pub(super) async fn run(&mut self, id: u64, errand: impl Future<Output = ()> + Send + 'static) -> Result<(), Gone> {
-        let Ok(place) = Arc::clone(&self.room).acquire_owned().await else { return Err(Gone) };
+        let place = self.place().await?;
         if self.tasks.len() >= 2 * MAX_WAITING {
             self.tasks.retain(|_, tasks| tasks.iter().any(|task| !task.is_finished()));
         }
@@ -47,6 +47,11 @@ impl Errands {
         tasks.retain(|task| !task.is_finished());
         tasks.push(AbortOnDropHandle::new(task));
         Ok(())
+    }
+
+    /// A place among what the client waits for. Waits until there is one.
+    pub(super) async fn place(&self) -> Result<OwnedSemaphorePermit, Gone> {
+        Arc::clone(&self.room).acquire_owned().await.map_err(|_| Gone)
     }
 
     /// Takes a request back. When this is done, nothing more is said about it.
@@ -147,14 +152,18 @@ async fn call_all(node: &Node, id: u64, call: wire::Call, outbox: &Outbox) -> Re
     Ok(Reply::Done)
 }
 
-fn options(call: &wire::Call) -> Result<CallOptions, Failure> {
-    let callee = match &call.callee {
+pub(super) fn callee(callee: &wire::Callee) -> Result<Callee, Failure> {
+    Ok(match callee {
         wire::Callee::Any => Callee::Any,
         wire::Callee::Node(node) => Callee::Node(*node),
         wire::Callee::Group(name) => {
             Callee::Group(NodeName::new(name.as_str()).map_err(|error| Failure::new(FailureKind::Usage, error))?)
         }
-    };
+    })
+}
+
+fn options(call: &wire::Call) -> Result<CallOptions, Failure> {
+    let callee = callee(&call.callee)?;
     let (timeout, idempotent, wait_when_busy) = (call.timeout, call.idempotent, call.wait_when_busy);
     Ok(CallOptions { callee, timeout, idempotent, wait_when_busy, key: None })
 }
@@ -165,6 +174,6 @@ fn now() -> Instant {
 }
 
 /// Requests of one client that wait for others at once.
-const MAX_WAITING: usize = 1024;
+pub(super) const MAX_WAITING: usize = 1024;
 /// How long peers may take to tell what their services have done.
 const STATS_PATIENCE: Duration = Duration::from_secs(2);

@@ -1,8 +1,8 @@
 //! What clients are told when something is not done.
 
 use crate::RotationError;
-use crate::mesh::{NodeInfo, RemoteFailure};
-use crate::node::{CallError, ListenError, SendError};
+use crate::mesh::{NodeId, NodeInfo, NodeName, RemoteFailure};
+use crate::node::{AdoptError, CallError, ChannelError, ListenError, OpenError, SendError};
 use crate::socket::SocketError;
 use crate::wire::control::{Failure, FailureKind, Remote};
 
@@ -72,16 +72,71 @@ pub(super) fn call_failure(error: CallError, nodes: &[NodeInfo]) -> Failure {
             let message = format!("{error}: it may have run");
             Failure::new(kind, message).hint("if it may run twice, call again; --idempotent does so by itself")
         }
-        CallError::Remote(RemoteFailure { node, failure: said }) => {
-            let name = nodes.iter().find(|known| known.id == node).map(|known| known.name.clone());
-            let at = name.as_ref().map_or_else(|| node.to_string(), ToString::to_string);
-            let message = format!("{} at {at}: {said}", said.kind);
-            let remote = Remote { node, name, kind: said.kind, message: said.message, causes: said.causes };
-            let hint = "it ran there and failed; what it says comes from there";
-            let failure = Failure::new(kind, message).hint(hint);
-            Failure { remote: Some(Box::new(remote)), ..failure }
+        CallError::NotCalled(service) => {
+            failure.hint(format!("for replies as they come: meshd call --stream {service}"))
+        }
+        CallError::Remote(failed) => {
+            let name = nodes.iter().find(|known| known.id == failed.node).map(|known| known.name.clone());
+            remote(failed, name).hint("it ran there and failed; what it says comes from there")
         }
         _ => failure,
+    }
+}
+
+/// What the other end of a call or channel said.
+fn remote(RemoteFailure { node, failure: said }: RemoteFailure, name: Option<NodeName>) -> Failure {
+    let at = name.as_ref().map_or_else(|| node.to_string(), ToString::to_string);
+    let message = format!("{} at {at}: {said}", said.kind);
+    let remote = Remote { node, name, kind: said.kind, message: said.message, causes: said.causes };
+    Failure { remote: Some(Box::new(remote)), ..Failure::new(FailureKind::Failed, message) }
+}
+
+pub(super) fn open_failure(error: OpenError) -> Failure {
+    let kind = match &error {
+        OpenError::NoProvider(_) | OpenError::NoSuchNode(_) | OpenError::NotOffered { .. } => FailureKind::NobodyThere,
+        OpenError::Busy(_) | OpenError::TooMany(_) | OpenError::TooLarge { .. } => FailureKind::Refused,
+        OpenError::TimedOut(_) => FailureKind::TimedOut,
+        OpenError::Called(_) | OpenError::Name(_) => FailureKind::Usage,
+        OpenError::Closed => return stopping(),
+        _ => FailureKind::Failed,
+    };
+    let failure = Failure::new(kind, &error);
+    match error {
+        OpenError::NoProvider(_) | OpenError::NoSuchNode(_) | OpenError::NotOffered { .. } => {
+            failure.hint(SEE_SERVICES)
+        }
+        OpenError::Busy(_) => failure.hint("try again later, or have more nodes offer it"),
+        OpenError::TooMany(_) => failure.hint("close some first"),
+        OpenError::TooLarge { .. } => failure.hint(TOO_LARGE),
+        OpenError::TimedOut(after) => {
+            let message = format!("no answer within {}", humantime::format_duration(after));
+            Failure::new(kind, message).hint("wait longer with a longer timeout")
+        }
+        OpenError::Called(service) => failure.hint(format!("it gives one reply: meshd call {service}")),
+        _ => failure,
+    }
+}
+
+pub(super) fn adopt_failure(error: AdoptError) -> Failure {
+    let kind = match error {
+        AdoptError::NotThere(_) => FailureKind::NobodyThere,
+        AdoptError::TooMany(_) => FailureKind::Refused,
+        AdoptError::TimedOut(_) => FailureKind::TimedOut,
+        _ => FailureKind::Failed,
+    };
+    Failure::new(kind, error)
+}
+
+/// Why an item was not sent, or a channel ended out of order. The name is of the node at the other end.
+pub(super) fn channel_failure(error: ChannelError, name: impl FnOnce(NodeId) -> Option<NodeName>) -> Failure {
+    match error {
+        ChannelError::Failed(failed) => {
+            let name = name(failed.node);
+            remote(failed, name)
+        }
+        ChannelError::Shutdown => stopping(),
+        ChannelError::TooLarge { .. } => Failure::new(FailureKind::Refused, error).hint(TOO_LARGE),
+        _ => Failure::new(FailureKind::Failed, error),
     }
 }
 

@@ -1,5 +1,6 @@
 //! The daemon: a node of its own, a socket for the programs of this machine, and an orderly start and end.
 
+mod channels;
 mod claim;
 mod control;
 mod errands;
@@ -7,6 +8,7 @@ mod failures;
 mod offers;
 mod outbox;
 mod session;
+mod subscriptions;
 
 use std::fs::{self, DirBuilder, Permissions};
 use std::io;
@@ -17,11 +19,10 @@ use std::time::Duration;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::timeout;
-use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use self::claim::{Claim, bind};
-use self::control::Server;
+use self::control::{Ending, Server};
 use crate::Closed;
 use crate::config::{ConfigError, Home, Layers, Loaded};
 use crate::keys::{KeyError, KeyRing, NetworkKey};
@@ -94,8 +95,8 @@ pub(crate) async fn run(settings: Settings, mut notify: impl FnMut(Notice<'_>)) 
     let listener = bind(&socket, home.dir()).await?;
     let status = node.status().await?;
 
-    let stop = CancellationToken::new();
-    let server = Arc::new(Server::new(node.clone(), &loaded, stop.clone(), &status));
+    let ending = Ending::default();
+    let server = Arc::new(Server::new(node.clone(), &loaded, ending.clone(), &status));
     let serving = tokio::spawn(control::serve(server, listener));
     notify(Notice::Ready { mesh: &mesh, peer: status.peer, addresses: &status.addresses, socket: &socket });
 
@@ -106,7 +107,7 @@ pub(crate) async fn run(settings: Settings, mut notify: impl FnMut(Notice<'_>)) 
         }
     }
     info!("stopping");
-    shutdown(node, stop, serving, &socket).await;
+    shutdown(node, ending, serving, &socket, &mut signals).await;
     drop(claim);
     Ok(())
 }
@@ -138,18 +139,29 @@ impl DaemonError {
 }
 
 /// The end, in order. Takes no longer than [`SHUTDOWN`].
-async fn shutdown(node: Node, stop: CancellationToken, serving: tokio::task::JoinHandle<()>, socket: &Path) {
+async fn shutdown(
+    node: Node,
+    ending: Ending,
+    serving: tokio::task::JoinHandle<()>,
+    socket: &Path,
+    signals: &mut Signals,
+) {
     let in_order = async {
-        stop.cancel(); // 1. no new clients; those attached are told and let go, and their nodes with them
+        ending.drain.cancel(); // 1. nothing is begun any more; what attached programs have in hand they finish
+        tokio::select! {
+            () = node.drain() => {}
+            () = signals.stop() => info!("stopping at once"),
+        }
+        ending.stop.cancel(); // 2. no new clients; those attached are told and let go, and their nodes with them
         if serving.await.is_err_and(|error| error.is_panic()) {
             warn!("the control socket's task panicked");
         }
-        node.shutdown().await; // 2. queued messages go out, the mesh is told
+        node.shutdown().await; // 3. queued messages go out, the mesh is told
     };
     if timeout(SHUTDOWN, in_order).await.is_err() {
         warn!("not everything was sent in {SHUTDOWN:?}");
     }
-    // 3. from here on the socket is nobody's
+    // 4. from here on the socket is nobody's
     if let Err(error) = fs::remove_file(socket) {
         warn!(%error, "could not remove the socket");
     }
@@ -196,6 +208,10 @@ impl Signals {
             interrupt: signal(SignalKind::interrupt())?,
             hangup: signal(SignalKind::hangup())?,
         })
+    }
+
+    async fn stop(&mut self) {
+        while matches!(self.next().await, Wish::Reload) {}
     }
 
     async fn next(&mut self) -> Wish {

@@ -62,8 +62,7 @@ impl Offers {
             waiting: serve.waiting.unwrap_or(default.waiting).min(MAX_WAITING_CALLS),
             ..default
         };
-        let number = self.next;
-        self.next += 1;
+        let number = self.number();
         let (state, _) = watch::channel(State::Soon);
         // Never full: each of them holds a place.
         let (cancelled, cancellations) = mpsc::channel(options.concurrency);
@@ -78,6 +77,12 @@ impl Offers {
         let serving = node.serve_requests(&serve.service, options, handler).await?;
         let forwarder = tokio::spawn(tell_cancellations(cancellations, self.desk.outbox.clone()));
         Ok(Offer { number, serving, state, _cancellations: AbortOnDropHandle::new(forwarder) })
+    }
+
+    /// A number that no service of the client had.
+    pub(super) fn number(&mut self) -> u64 {
+        self.next += 1;
+        self.next - 1
     }
 
     /// Its calls go to the client from now on.

@@ -9,19 +9,29 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_util::task::AbortOnDropHandle;
 use tracing::warn;
 
+use crate::mesh::delivery::Claimed;
 use crate::wire::control::{self as wire, Answer, Failure, Reply};
 
 /// What waits to be written to one client. When it is full, who has something to say waits: a forwarder, whose
 /// subscription then overflows by its own policy, or the session itself.
 #[derive(Clone, Debug)]
 pub(super) struct Outbox {
-    queue: mpsc::Sender<(Bytes, OwnedSemaphorePermit)>,
+    queue: mpsc::Sender<Block>,
     budget: Arc<Semaphore>,
 }
 
 /// The client reads no more.
 #[derive(Debug)]
 pub(super) struct Gone;
+
+/// What is to be written.
+#[derive(Debug)]
+struct Block {
+    bytes: Bytes,
+    room: OwnedSemaphorePermit,
+    /// A message that is taken once it is written. Handed back if it never is.
+    message: Option<Claimed>,
+}
 
 impl Outbox {
     /// The outbox, and the task that empties it, which ends when all handles of the outbox are gone.
@@ -45,6 +55,11 @@ impl Outbox {
     }
 
     pub(super) async fn push(&self, answer: &Answer) -> Result<(), Gone> {
+        self.deliver(answer, None).await
+    }
+
+    /// Pushes what delivers a message, and acknowledges that once it is written.
+    pub(super) async fn deliver(&self, answer: &Answer, message: Option<Claimed>) -> Result<(), Gone> {
         let block = match wire::encode(answer) {
             Ok(block) => block,
             Err(error) => {
@@ -54,31 +69,34 @@ impl Outbox {
             }
         };
         let cost = u32::try_from(block.len().min(OUTBOX_BYTES)).unwrap_or(u32::MAX);
-        let permit = Arc::clone(&self.budget).acquire_many_owned(cost).await.map_err(|_| Gone)?;
-        self.queue.send((block, permit)).await.map_err(|_| Gone)
+        let room = Arc::clone(&self.budget).acquire_many_owned(cost).await.map_err(|_| Gone)?;
+        self.queue.send(Block { bytes: block, room, message }).await.map_err(|_| Gone)
     }
 }
 
 /// Writes blocks, small ones many at a time.
-async fn write_blocks(mut blocks: mpsc::Receiver<(Bytes, OwnedSemaphorePermit)>, mut to: OwnedWriteHalf) {
+async fn write_blocks(mut blocks: mpsc::Receiver<Block>, mut to: OwnedWriteHalf) {
     let (mut batch, mut joined) = (Vec::new(), Vec::with_capacity(JOIN_BYTES));
+    let mut taken: Vec<Claimed> = Vec::new();
     while blocks.recv_many(&mut batch, OUTBOX_BLOCKS).await > 0 {
-        for (block, permit) in batch.drain(..) {
-            if joined.len() + block.len() > JOIN_BYTES && !flush(&mut joined, &mut to).await {
+        for Block { bytes, room, message } in batch.drain(..) {
+            if joined.len() + bytes.len() > JOIN_BYTES && !flush(&mut joined, &mut to).await {
                 return;
             }
-            if block.len() > JOIN_BYTES {
-                if to.write_all(&block).await.is_err() {
+            if bytes.len() > JOIN_BYTES {
+                if to.write_all(&bytes).await.is_err() {
                     return;
                 }
             } else {
-                joined.extend_from_slice(&block);
+                joined.extend_from_slice(&bytes);
             }
-            drop(permit);
+            taken.extend(message);
+            drop(room);
         }
         if !flush(&mut joined, &mut to).await {
             return;
         }
+        taken.drain(..).for_each(|message| message.acknowledge());
     }
     let _ = to.shutdown().await; // It is being dropped anyway.
 }
@@ -119,6 +137,7 @@ mod tests {
             payload: Bytes::from(vec![0; len]),
             lagged: 0,
             time_us: 0,
+            ack: None,
         })
     }
 

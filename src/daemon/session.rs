@@ -1,23 +1,23 @@
 //! One client of the local socket: what it asks, and what it is told.
 
-use std::collections::HashMap;
 use std::pin::pin;
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use futures::poll;
 use tokio::net::unix::OwnedReadHalf;
 use tokio_util::task::AbortOnDropHandle;
 
+use super::channels::{Channels, What};
 use super::control::{MAX_CLIENTS, Server};
 use super::errands::{Errands, patient};
 use super::failures::{NOT_OURS, TOO_LARGE, listen_failure, misunderstood, send_failure, stopping};
 use super::offers::Offers;
 use super::outbox::{Gone, Outbox};
-use crate::mesh::{self, Message};
-use crate::node::{Events, ListenOptions, Node, Overflow, SendOptions, Subscription};
+use super::subscriptions::Subscriptions;
+use crate::mesh::{self, Item};
+use crate::node::{Events, Node, SendOptions};
 use crate::socket::{BlockReader, SocketError};
-use crate::wire::control::{self as wire, Answer, Delivery, Failure, FailureKind, Listen, Question, Reply, Request};
+use crate::wire::control::{self as wire, Answer, Failure, FailureKind, Listen, Question, Reply, Request, Spoken};
 
 /// One client and what it has: a node, subscriptions, services, requests that wait.
 pub(super) struct Session {
@@ -25,24 +25,23 @@ pub(super) struct Session {
     outbox: Outbox,
     /// What the client named itself, once it did.
     node: Option<Node>,
-    subscriptions: HashMap<u64, AbortOnDropHandle<()>>,
-    next_subscription: u64,
+    subscriptions: Subscriptions,
     watching: Option<AbortOnDropHandle<()>>,
     offers: Offers,
+    channels: Channels,
     errands: Errands,
 }
 
 impl Session {
     pub(super) fn new(server: Arc<Server>, outbox: Outbox) -> Self {
-        let offers = Offers::new(outbox.clone());
         Self {
+            node: None,
+            subscriptions: Subscriptions::new(outbox.clone()),
+            watching: None,
+            offers: Offers::new(outbox.clone()),
+            channels: Channels::new(outbox.clone(), server.node.clone()),
             server,
             outbox,
-            node: None,
-            subscriptions: HashMap::new(),
-            next_subscription: 0,
-            watching: None,
-            offers,
             errands: Errands::default(),
         }
     }
@@ -91,6 +90,9 @@ impl Session {
 
     /// Does what is asked and answers, except that what waits for others is answered when it is done.
     async fn handle(&mut self, Question { id, request }: Question) -> Result<(), Gone> {
+        if self.server.is_draining() && begins_something(&request) {
+            return self.outbox.reply(id, Err(stopping())).await;
+        }
         let node = &self.server.node;
         let answer = match request {
             Request::Hello { .. } => Err(Failure::new(FailureKind::Usage, "hello was said already")),
@@ -102,9 +104,12 @@ impl Session {
             Request::Config => Ok(Reply::Config(self.server.settings.clone())),
             Request::Attach { name } => self.attach(name).await,
             Request::Listen(listen) => return self.listen(id, listen).await,
-            Request::Unlisten { subscription } => self.unlisten(subscription).await,
-            // In this task: what a client sends goes out in the order in which it was sent.
-            Request::Send(send) => self.send(send).await,
+            Request::Unlisten { subscription } => self.subscriptions.unlisten(subscription).await,
+            Request::Acknowledge { subscription, acks } => {
+                self.subscriptions.acknowledge(subscription, &acks);
+                return Ok(());
+            }
+            Request::Send(send) => return self.send(id, send).await,
             Request::Watch => return self.watch(id).await,
             Request::Serve(serve) => return self.serve(id, serve).await,
             Request::Unserve { serving, drain } => return self.unserve(id, serving, drain).await,
@@ -115,6 +120,20 @@ impl Session {
             Request::Fail { call, kind, message, causes } => {
                 self.offers.answer(call, Err(mesh::Failure { kind, message, causes }));
                 return Ok(());
+            }
+            Request::Item(Spoken { channel, codec, payload }) => {
+                return self.say(id, channel, What::Item(Item { codec, payload })).await;
+            }
+            Request::Finish { channel } => return self.say(id, channel, What::Finish).await,
+            Request::CloseChannel { channel, failure } => return self.say(id, channel, What::Close(failure)).await,
+            Request::Handle { channel } => return self.say(id, channel, What::HandOver).await,
+            Request::Open(open) => {
+                let (desk, node) = (self.channels.desk(), self.oneself().clone());
+                return self.errands.run(id, desk.open(id, node, open)).await;
+            }
+            Request::Adopt { handle } => {
+                let (desk, node) = (self.channels.desk(), self.oneself().clone());
+                return self.errands.run(id, desk.adopt(id, node, handle)).await;
             }
             Request::Cancel { id } => {
                 self.errands.cancel(id).await;
@@ -148,40 +167,35 @@ impl Session {
             let failure = Failure::new(FailureKind::Usage, "only a node listens").hint("attach first");
             return self.outbox.reply(id, Err(failure)).await;
         };
-        let limits = &self.server.limits;
-        let options = ListenOptions {
-            messages: listen.messages.unwrap_or(usize::MAX).clamp(1, limits.messages),
-            bytes: listen.bytes.unwrap_or(usize::MAX).clamp(1, limits.bytes),
-            overflow: overflow(listen.overflow),
-            ..ListenOptions::default()
-        };
-        let messages = match node.listen_with(&listen.filter, options).await {
-            Ok(messages) => messages,
-            Err(error) => return self.outbox.reply(id, Err(listen_failure(error))).await,
-        };
-        let subscription = self.next_subscription;
-        self.next_subscription += 1;
-        // The client hears of the subscription before it hears from it.
-        self.outbox.reply(id, Ok(Reply::Listening { subscription })).await?;
-        let forwarder = tokio::spawn(forward(messages, subscription, self.outbox.clone()));
-        self.subscriptions.insert(subscription, AbortOnDropHandle::new(forwarder));
-        Ok(())
+        self.subscriptions.listen(id, node, listen, &self.server.limits).await
     }
 
-    async fn unlisten(&mut self, subscription: u64) -> Result<Reply, Failure> {
-        let Some(forwarder) = self.subscriptions.remove(&subscription) else {
-            return Err(Failure::new(FailureKind::Usage, format!("there is no subscription {subscription}")));
+    /// Sends, in this task: what a client sends goes out in the order in which it was sent. That it is acknowledged is waited
+    /// for elsewhere.
+    async fn send(&mut self, id: u64, send: wire::Send) -> Result<(), Gone> {
+        let wire::Send { topic, codec, payload, target, timeout, acked, redeliver, ttl, key, retain } = send;
+        let options = SendOptions { target, timeout, key, acked, redeliver, ttl };
+        let publisher = match self.oneself().publisher(&topic) {
+            Ok(publisher) => publisher,
+            Err(error) => return self.outbox.reply(id, Err(send_failure(error))).await,
         };
-        forwarder.abort();
-        // When it has ended, nothing more can come behind the reply.
-        let _ = forwarder.await;
-        Ok(Reply::Done)
-    }
-
-    async fn send(&self, send: wire::Send) -> Result<Reply, Failure> {
-        let options = SendOptions { target: send.target, timeout: send.timeout, ..SendOptions::default() };
-        let report = self.oneself().publish(&send.topic, send.codec, send.payload, &options).await;
-        report.map(Reply::Sent).map_err(send_failure)
+        if let Some(retain) = retain {
+            publisher.retain(retain); // the node has it for as long as it lives
+        }
+        if !(acked || redeliver) {
+            let report = publisher.publish(codec, payload, &options).await;
+            return self.outbox.reply(id, report.map(Reply::Sent).map_err(send_failure)).await;
+        }
+        match publisher.submit(codec, payload, &options).await {
+            Ok(receipt) => {
+                let outbox = self.outbox.clone();
+                let errand = async move {
+                    let _ = outbox.reply(id, Ok(Reply::Sent(receipt.await))).await; // A client that is gone needs no reply.
+                };
+                self.errands.run(id, errand).await
+            }
+            Err(error) => self.outbox.reply(id, Err(send_failure(error))).await,
+        }
     }
 
     async fn watch(&mut self, id: u64) -> Result<(), Gone> {
@@ -212,6 +226,17 @@ impl Session {
             let failure = Failure::new(FailureKind::Usage, "only a node serves").hint("attach first");
             return self.outbox.reply(id, Err(failure)).await;
         };
+        if serve.channels {
+            return match node.accept(&serve.service).await {
+                Ok(acceptor) => {
+                    let serving = self.offers.number();
+                    self.outbox.reply(id, Ok(Reply::Serving { serving })).await?;
+                    self.channels.accept(serving, acceptor, serve.concurrency);
+                    Ok(())
+                }
+                Err(error) => self.outbox.reply(id, Err(listen_failure(error))).await,
+            };
+        }
         match self.offers.offer(node, serve).await {
             Ok(offer) => {
                 // The client hears of the service before it is called.
@@ -224,7 +249,26 @@ impl Session {
         }
     }
 
+    /// Lets a request have its turn in a channel.
+    async fn say(&mut self, id: u64, channel: u64, what: What) -> Result<(), Gone> {
+        let place = self.errands.place().await?;
+        match self.channels.say(id, channel, what, place) {
+            Ok(()) => Ok(()), // answered in its turn
+            Err(failure) => self.outbox.reply(id, Err(failure)).await,
+        }
+    }
+
     async fn unserve(&mut self, id: u64, serving: u64, drain: bool) -> Result<(), Gone> {
+        if let Some(accepting) = self.channels.remove(serving) {
+            let (drained, outbox) = (accepting.end().await, self.outbox.clone());
+            let errand = async move {
+                if drain {
+                    drained.closed().await;
+                }
+                let _ = outbox.reply(id, Ok(Reply::Done)).await; // A client that is gone needs no reply.
+            };
+            return self.errands.run(id, errand).await;
+        }
         let Some(offer) = self.offers.remove(serving) else {
             let failure = Failure::new(FailureKind::Usage, format!("there is no service {serving}"));
             return self.outbox.reply(id, Err(failure)).await;
@@ -249,14 +293,6 @@ impl Session {
     }
 }
 
-async fn forward(mut messages: Subscription, subscription: u64, outbox: Outbox) {
-    while let Some(message) = messages.next().await {
-        if outbox.push(&Answer::Message(delivery(subscription, message))).await.is_err() {
-            return;
-        }
-    }
-}
-
 async fn forward_events(mut events: Events, outbox: Outbox) {
     while let Some(event) = events.next().await {
         let answer = event.map_or_else(Answer::EventsMissed, Answer::Event);
@@ -266,17 +302,17 @@ async fn forward_events(mut events: Events, outbox: Outbox) {
     }
 }
 
-fn delivery(subscription: u64, message: Message) -> Delivery {
-    let Message { topic, from, from_name, seq, codec, payload, lagged, .. } = message;
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    let time_us = u64::try_from(now.as_micros()).unwrap_or(u64::MAX);
-    Delivery { subscription, topic, from, from_name, seq, codec, payload, lagged, time_us }
-}
-
-fn overflow(wanted: wire::Overflow) -> Overflow {
-    match wanted {
-        wire::Overflow::DropOldest => Overflow::DropOldest,
-        wire::Overflow::DropNewest => Overflow::DropNewest,
-        wire::Overflow::Block => Overflow::Block,
-    }
+/// What a daemon that is about to leave does not begin any more.
+fn begins_something(request: &Request) -> bool {
+    matches!(
+        request,
+        Request::Attach { .. }
+            | Request::Listen(_)
+            | Request::Send(_)
+            | Request::Serve(_)
+            | Request::Call(_)
+            | Request::CallAll(_)
+            | Request::Open(_)
+            | Request::Adopt { .. }
+    )
 }

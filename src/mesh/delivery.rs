@@ -214,6 +214,20 @@ impl Drop for Claim {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Claimed(pub(crate) Option<Arc<Claim>>);
 
+impl Claimed {
+    /// Whether the sender wants to hear of it.
+    pub(crate) fn is_awaited(&self) -> bool {
+        self.0.as_ref().is_some_and(|claim| claim.is_awaited())
+    }
+
+    /// Says that the message is handled.
+    pub(crate) fn acknowledge(&self) {
+        if let Some(claim) = &self.0 {
+            claim.settle(Verdict::Taken);
+        }
+    }
+}
+
 impl PartialEq for Claimed {
     fn eq(&self, _: &Self) -> bool {
         true

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::delivery::{Claimed, Verdict};
+use super::delivery::Claimed;
 use super::{Identity, NodeId, NodeName, PeerId, ServiceName, Topic, TopicFilter};
 
 /// One peer that this one is linked to.
@@ -324,8 +324,6 @@ impl Message {
     /// Clones of a message are one: the first that says so speaks for all, and only when all are dropped without is the
     /// message handed back.
     pub fn acknowledge(&self) {
-        if let Claimed(Some(claim)) = &self.claimed {
-            claim.settle(Verdict::Taken);
-        }
+        self.claimed.acknowledge();
     }
 }

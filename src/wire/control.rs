@@ -3,433 +3,22 @@
 //! Blocks of a big-endian `u32` length and that many bytes of CBOR. The client sends [`Question`]s and receives [`Answer`]s.
 //! Described for other languages in docs/LOCAL.md: change both together.
 
+mod answer;
+mod request;
+
 use std::fmt;
-use std::time::Duration;
 
 use bytes::{BufMut, Bytes, BytesMut};
+use serde::Serialize;
 use serde::de::DeserializeOwned;
-use serde::{Deserialize, Serialize};
-use zeroize::Zeroizing;
 
-use super::fields::{millis, optional_millis, payload, secret};
-use super::{LENGTH, TooLong};
-use crate::mesh::{
-    Codec, Event, Identity, KeyInfo, NodeId, NodeInfo, NodeName, PeerId, PeerInfo, SendReport, ServiceInfo,
-    ServiceName, Status, Target, Topic, TopicInfo,
+pub(crate) use self::answer::{
+    Answer, Answered, Called, Delivery, Failure, FailureKind, Incoming, Outcome, Part, Remote, Reply, Secret, Welcome,
 };
-
-/// One request. Answers to requests in flight may come in any order; `id` tells them apart.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct Question {
-    /// Chosen by the client.
-    pub(crate) id: u64,
-    /// What it wants.
-    pub(crate) request: Request,
-}
-
-/// What a client can want. The first request is [`Request::Hello`].
-///
-/// Names are plain texts here: a bad one is answered as such, while a block that does not decode ends the connection.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) enum Request {
-    /// Which version of this protocol the client speaks. Answered by [`Reply::Welcome`].
-    Hello { version: u32 },
-    /// [`Reply::Status`].
-    Status,
-    /// [`Reply::Peers`].
-    Peers,
-    /// [`Reply::Nodes`].
-    Nodes,
-    /// [`Reply::Topics`].
-    Topics,
-    /// [`Reply::Keys`].
-    Keys,
-    /// Makes a new network key and hands it round. [`Reply::Keys`].
-    Rotate {
-        /// How long the previous keys still open the door.
-        #[serde(rename = "grace_ms", with = "millis")]
-        grace: Duration,
-        /// Whom to shut out.
-        #[serde(default)]
-        without: Vec<Identity>,
-    },
-    /// [`Reply::Ticket`].
-    Invite,
-    /// [`Reply::Pong`].
-    Ping {
-        /// A peer id, a node id or a node's name.
-        target: String,
-        #[serde(rename = "timeout_ms", with = "millis")]
-        timeout: Duration,
-    },
-    /// [`Reply::Done`], then [`Answer::Event`] for each event until the connection ends.
-    Watch,
-    /// Makes the connection a node of this name, for as long as it lasts. [`Reply::Attached`].
-    Attach { name: String },
-    /// [`Reply::Listening`], then [`Answer::Message`] for each message. Wants an attached node.
-    Listen(Listen),
-    /// Ends a subscription. [`Reply::Done`].
-    Unlisten { subscription: u64 },
-    /// Sends a message, from the attached node or else from the daemon's own. [`Reply::Sent`].
-    Send(Send),
-    /// Waits until so many nodes listen. [`Reply::Listeners`], also when time is up before that.
-    WaitForListeners {
-        topic: String,
-        count: usize,
-        #[serde(rename = "timeout_ms", with = "millis")]
-        timeout: Duration,
-    },
-    /// [`Reply::Config`].
-    Config,
-    /// Offers a service. [`Reply::Serving`], then [`Answer::Called`] for each call. Wants an attached node.
-    Serve(Serve),
-    /// Ends a service. [`Reply::Done`].
-    Unserve {
-        serving: u64,
-        /// Whether that is answered only when all calls are, those that wait included. Else these go to other nodes.
-        #[serde(default)]
-        drain: bool,
-    },
-    /// The reply to a call. Has no answer of its own, so that whoever serves need not read while it writes.
-    Answer {
-        call: u64,
-        #[serde(default)]
-        codec: Codec,
-        #[serde(with = "payload")]
-        payload: Bytes,
-    },
-    /// A call failed. Has no answer of its own.
-    Fail {
-        call: u64,
-        kind: String,
-        message: String,
-        #[serde(default)]
-        causes: Vec<String>,
-    },
-    /// Calls a service, from the attached node or else from the daemon's own. [`Reply::Answered`].
-    Call(Call),
-    /// Calls all nodes that offer a service: [`Answer::Part`] for each, then [`Reply::Done`].
-    CallAll(Call),
-    /// Waits until so many nodes offer a service. [`Reply::Providers`], also when time is up before that.
-    WaitForProviders {
-        service: String,
-        count: usize,
-        #[serde(rename = "timeout_ms", with = "millis")]
-        timeout: Duration,
-    },
-    /// [`Reply::Services`].
-    Services,
-    /// Takes back a request that is not answered yet. [`Reply::Done`]; that request is then not answered any more.
-    Cancel { id: u64 },
-}
-
-/// A service to be.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct Serve {
-    pub(crate) service: String,
-    /// Most calls that the client has at a time. None: as many as the library's default.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(crate) concurrency: Option<usize>,
-    /// Most calls that wait in the daemon meanwhile.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(crate) waiting: Option<usize>,
-}
-
-/// A call to make.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct Call {
-    pub(crate) service: String,
-    /// How the payload is encoded.
-    #[serde(default)]
-    pub(crate) codec: Codec,
-    /// What is asked.
-    #[serde(with = "payload")]
-    pub(crate) payload: Bytes,
-    /// Who is to answer. Not for [`Request::CallAll`].
-    #[serde(default)]
-    pub(crate) callee: Callee,
-    /// Time until the answer. None: as configured.
-    #[serde(default, rename = "timeout_ms", with = "optional_millis", skip_serializing_if = "Option::is_none")]
-    pub(crate) timeout: Option<Duration>,
-    /// It may run more than once.
-    #[serde(default)]
-    pub(crate) idempotent: bool,
-    /// Whether to try until time is up while all providers are busy.
-    #[serde(default)]
-    pub(crate) wait_when_busy: bool,
-}
-
-/// Who is to answer a call.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) enum Callee {
-    /// Any node that offers the service.
-    #[default]
-    Any,
-    Node(NodeId),
-    /// Any node of this name that does.
-    Group(String),
-}
-
-/// A subscription to be.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct Listen {
-    /// Which topics.
-    pub(crate) filter: String,
-    /// Most messages that wait in the daemon. None: its configuration's limit, which is also the most that can be had.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(crate) messages: Option<usize>,
-    /// Most bytes that wait in the daemon.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(crate) bytes: Option<usize>,
-    /// What happens when that is reached because the client does not read.
-    #[serde(default)]
-    pub(crate) overflow: Overflow,
-}
-
-/// What a full subscription does.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) enum Overflow {
-    /// The oldest messages go; the next one tells how many.
-    #[default]
-    DropOldest,
-    /// The newest messages go; the next one that fits tells how many.
-    DropNewest,
-    /// Nothing goes; the senders wait.
-    Block,
-}
-
-/// A message to send.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct Send {
-    /// Where.
-    pub(crate) topic: String,
-    /// How the payload is encoded.
-    #[serde(default)]
-    pub(crate) codec: Codec,
-    /// The content.
-    #[serde(with = "payload")]
-    pub(crate) payload: Bytes,
-    /// To whom of those who listen.
-    #[serde(default)]
-    pub(crate) target: Target,
-    /// How long to wait for room. None: as configured.
-    #[serde(default, rename = "timeout_ms", with = "optional_millis", skip_serializing_if = "Option::is_none")]
-    pub(crate) timeout: Option<Duration>,
-}
-
-/// What the daemon says.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub(crate) enum Answer {
-    /// The request of this id was done.
-    Reply { id: u64, reply: Reply },
-    /// The request of this id was not done.
-    Failed { id: u64, failure: Failure },
-    /// A message for a subscription.
-    Message(Delivery),
-    /// Somebody calls a service of this client.
-    Called(Called),
-    /// Nobody waits for that call any more.
-    Cancelled { call: u64 },
-    /// What one node answers to [`Request::CallAll`].
-    Part(Part),
-    /// Something happened in the mesh.
-    Event(Event),
-    /// So many events were not told, because the client was slow to read.
-    EventsMissed(u64),
-    /// The daemon says no more: the connection ends here.
-    Goodbye(Failure),
-}
-
-/// The answer to a request that was done.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub(crate) enum Reply {
-    Done,
-    Welcome(Welcome),
-    Status(Status),
-    Peers(Vec<PeerInfo>),
-    Nodes(Vec<NodeInfo>),
-    Topics(Vec<TopicInfo>),
-    Keys(KeyInfo),
-    Ticket(Secret),
-    Pong {
-        peer: PeerId,
-        rtt_us: u64,
-    },
-    Attached {
-        node: NodeId,
-    },
-    Listening {
-        subscription: u64,
-    },
-    Sent(SendReport),
-    Listeners(usize),
-    Serving {
-        serving: u64,
-    },
-    Answered(Answered),
-    Providers(usize),
-    Services(Vec<ServiceInfo>),
-    /// Key, value and source of each setting.
-    Config(Vec<(String, String, String)>),
-}
-
-/// Who answers.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Welcome {
-    /// Version of this protocol.
-    pub(crate) version: u32,
-    /// Version of the software.
-    pub(crate) software: String,
-    pub(crate) mesh: String,
-    pub(crate) peer: PeerId,
-    /// The daemon's process.
-    pub(crate) pid: u32,
-    /// Bytes of the largest payload that it takes.
-    pub(crate) message_bytes: usize,
-}
-
-/// A call that the client is to answer.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Called {
-    pub(crate) serving: u64,
-    /// What the client answers it by.
-    pub(crate) call: u64,
-    /// Who asks.
-    pub(crate) from: NodeId,
-    pub(crate) service: ServiceName,
-    pub(crate) codec: Codec,
-    #[serde(with = "payload")]
-    pub(crate) payload: Bytes,
-}
-
-/// The reply to a call.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Answered {
-    /// Who gave it.
-    pub(crate) node: NodeId,
-    pub(crate) name: NodeName,
-    pub(crate) codec: Codec,
-    #[serde(with = "payload")]
-    pub(crate) payload: Bytes,
-    /// Time between the daemon's call and the reply.
-    pub(crate) latency_us: u64,
-}
-
-/// What one of many nodes answers.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Part {
-    /// The request that it belongs to.
-    pub(crate) id: u64,
-    pub(crate) node: NodeId,
-    pub(crate) name: NodeName,
-    pub(crate) outcome: Outcome,
-}
-
-/// How one call ended.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) enum Outcome {
-    Answered(Answered),
-    Failed(Failure),
-}
-
-/// A message that a subscription received.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Delivery {
-    pub(crate) subscription: u64,
-    pub(crate) topic: Topic,
-    pub(crate) from: NodeId,
-    pub(crate) from_name: NodeName,
-    pub(crate) seq: u64,
-    pub(crate) codec: Codec,
-    #[serde(with = "payload")]
-    pub(crate) payload: Bytes,
-    /// How many messages were dropped just before this one.
-    pub(crate) lagged: u64,
-    /// When the daemon passed it on: microseconds since 1970.
-    pub(crate) time_us: u64,
-}
-
-/// Why a request was not done.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
-#[error("{message}")]
-pub(crate) struct Failure {
-    pub(crate) kind: FailureKind,
-    /// For people.
-    pub(crate) message: String,
-    /// What to do about it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(crate) hint: Option<String>,
-    /// What the service said, if a call ran and failed.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(crate) remote: Option<Box<Remote>>,
-}
-
-/// What a service says when a call fails.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Remote {
-    /// Where it ran.
-    pub(crate) node: NodeId,
-    /// That node's name, if it is still there.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(crate) name: Option<NodeName>,
-    pub(crate) kind: String,
-    pub(crate) message: String,
-    pub(crate) causes: Vec<String>,
-}
-
-/// Kinds of failures: each is an exit code of the CLI.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) enum FailureKind {
-    /// Something went wrong.
-    Failed,
-    /// The request makes no sense.
-    Usage,
-    /// No such peer or node, or nobody who offers the service.
-    NobodyThere,
-    /// No answer in time.
-    TimedOut,
-    /// A limit is reached, or it is not allowed.
-    Refused,
-    /// The daemon is going down.
-    Stopping,
-}
-
-/// A text that holds a key. Wiped from memory when dropped, and not shown by `Debug`.
-#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(transparent)]
-pub(crate) struct Secret(#[serde(with = "secret")] Zeroizing<String>);
-
-impl Secret {
-    pub(crate) fn new(text: Zeroizing<String>) -> Self {
-        Self(text)
-    }
-
-    pub(crate) fn reveal(&self) -> &str {
-        &self.0
-    }
-}
-
-impl fmt::Debug for Secret {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Secret(…)")
-    }
-}
-
-impl Failure {
-    pub(crate) fn new(kind: FailureKind, message: impl ToString) -> Self {
-        Self { kind, message: message.to_string(), hint: None, remote: None }
-    }
-
-    pub(crate) fn hint(self, hint: impl Into<String>) -> Self {
-        Self { hint: Some(hint.into()), ..self }
-    }
-}
+pub(crate) use self::request::{
+    Acknowledge, Call, Callee, Listen, Open, Overflow, Question, Request, Send, Serve, Spoken,
+};
+use super::{LENGTH, TooLong};
 
 /// A block that says `value`.
 ///
@@ -484,9 +73,13 @@ const MAX_DEPTH: usize = 32;
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use proptest::prelude::*;
+    use zeroize::Zeroizing;
 
     use super::*;
+    use crate::mesh::{self, Codec, Identity, NodeId, NodeName, PeerId, ServiceName, Target, Topic};
     use crate::wire::split_block;
 
     fn through<T: Serialize + DeserializeOwned + PartialEq + fmt::Debug>(value: &T) {
@@ -499,7 +92,18 @@ mod tests {
     fn send(payload: Vec<u8>) -> Question {
         let target = Target::Group(NodeName::new("workers").unwrap());
         let timeout = Some(Duration::from_millis(1500));
-        let send = Send { topic: "a/b".to_owned(), codec: Codec::Json, payload: payload.into(), target, timeout };
+        let send = Send {
+            topic: "a/b".to_owned(),
+            codec: Codec::Json,
+            payload: payload.into(),
+            target,
+            timeout,
+            acked: true,
+            redeliver: true,
+            ttl: timeout,
+            key: Some(Bytes::from_static(b"\x00key")),
+            retain: Some(false),
+        };
         Question { id: u64::MAX, request: Request::Send(send) }
     }
 
@@ -512,7 +116,8 @@ mod tests {
         let without = vec![Identity::from_bytes([9; 32])];
         through(&Question { id: 2, request: Request::Rotate { grace: Duration::from_secs(604_800), without } });
         let overflow = Overflow::Block;
-        let listen = Listen { filter: "a/**".to_owned(), messages: Some(3), bytes: None, overflow };
+        let acknowledge = Acknowledge::Handled;
+        let listen = Listen { filter: "a/**".to_owned(), messages: Some(3), bytes: None, overflow, acknowledge };
         through(&Question { id: 3, request: Request::Listen(listen) });
         through(&send(vec![0; 100_000]));
         through(&Answer::Message(Delivery {
@@ -525,6 +130,7 @@ mod tests {
             payload: Bytes::from_static(b"\xff\x00"),
             lagged: 2,
             time_us: 1_700_000_000_000_000,
+            ack: Some(8),
         }));
         let payload = Bytes::from_static(b"\xff\x00");
         through(&Answer::Called(Called {
@@ -544,6 +150,18 @@ mod tests {
         let failure = Failure { remote, ..Failure::new(FailureKind::Failed, "it failed") };
         through(&Answer::Failed { id: 4, failure });
         through(&Answer::Reply { id: 4, reply: Reply::Pong { peer, rtt_us: 45 } });
+        let acks = vec![0, 1, u64::MAX];
+        through(&Question { id: 6, request: Request::Acknowledge { subscription: 1, acks } });
+        let failure = Some(mesh::Failure::new("lost", "it is gone"));
+        through(&Question { id: 7, request: Request::CloseChannel { channel: 1, failure } });
+        let payload = Bytes::from_static(b"\x00item");
+        let spoken = Spoken { channel: 1, codec: Codec::Bytes, payload };
+        through(&Question { id: 8, request: Request::Item(spoken.clone()) });
+        through(&Answer::Item(spoken));
+        through(&Answer::Closed { channel: 1, failure: None });
+        through(&Answer::Reply { id: 9, reply: Reply::Opened { channel: 1, node: from, name: None } });
+        let handle = Secret::new(Zeroizing::new("secret".to_owned()));
+        through(&Question { id: 10, request: Request::Adopt { handle } });
         through(&Answer::Goodbye(Failure::new(FailureKind::Stopping, "the daemon is stopping").hint("wait")));
         through(&Answer::Reply { id: 5, reply: Reply::Ticket(Secret::new(Zeroizing::new("secret".to_owned()))) });
     }

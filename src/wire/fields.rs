@@ -30,6 +30,24 @@ pub(super) mod payload {
     }
 }
 
+pub(super) mod optional_payload {
+    use bytes::Bytes;
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    /// [`payload`](super::payload), where there may be none.
+    #[derive(Serialize, Deserialize)]
+    #[serde(transparent)]
+    struct Content(#[serde(with = "super::payload")] Bytes);
+
+    pub(in crate::wire) fn serialize<S: Serializer>(payload: &Option<Bytes>, out: S) -> Result<S::Ok, S::Error> {
+        payload.clone().map(Content).serialize(out)
+    }
+
+    pub(in crate::wire) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Bytes>, D::Error> {
+        Ok(Option::<Content>::deserialize(from)?.map(|content| content.0))
+    }
+}
+
 /// Durations as whole milliseconds.
 pub(super) mod millis {
     use std::time::Duration;
