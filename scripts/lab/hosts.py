@@ -11,7 +11,6 @@ import os
 import shutil
 import signal
 import socket
-import struct
 import subprocess
 import tempfile
 import threading
@@ -118,10 +117,10 @@ class Switch:
 
 
 class Process:
-    """A running program: the lines that it printed, and when."""
+    """A running program: the lines that it printed, and when. `slowly`: seconds between two that are read."""
 
-    def __init__(self, space, arguments, environment, feed=False):
-        self.arguments = arguments
+    def __init__(self, space, arguments, environment, feed=False, slowly=0):
+        self.arguments, self.slowly = arguments, slowly
         self.out, self.err = [], []
         self.changed = threading.Condition()
         with space.inside():
@@ -147,6 +146,7 @@ class Process:
             with self.changed:
                 lines.append((at, line.decode(errors="replace").rstrip("\n")))
                 self.changed.notify_all()
+            time.sleep(self.slowly)
 
     def wait_line(self, seconds, test, lines=None, since=0):
         """The first line that passes the test, from that number on: when it came, and what `test` made of it."""
@@ -421,54 +421,6 @@ def resident(peer):
     """KiB of memory of its daemon."""
     status = Path(f"/proc/{peer.daemon.popen.pid}/status").read_text()
     return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS"))
-
-
-class Taps:
-    """Counts the attempts to connect that cross a switch."""
-
-    def __init__(self, switch):
-        with switch.space.inside():
-            self.socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))
-        self.socket.setsockopt(socket.SOL_SOCKET, 33, 16 << 20)  # SO_RCVBUFFORCE
-        self.socket.settimeout(0.2)
-        self.flows, self.closing = {}, False
-        self.thread = threading.Thread(target=self.read, daemon=True)
-        self.thread.start()
-
-    def read(self):
-        while not self.closing:
-            try:
-                frame, (_, _, direction, _, _) = self.socket.recvfrom(128)
-            except TimeoutError:
-                continue
-            except OSError:
-                return
-            if direction != socket.PACKET_OUTGOING and frame[12:14] == b"\x08\x00" and frame[23] == socket.IPPROTO_TCP:
-                self.take(frame[14:])
-
-    def take(self, packet):
-        tcp = packet[(packet[0] & 15) * 4 :]
-        source, target = (socket.inet_ntoa(packet[at : at + 4]) for at in (12, 16))
-        ports, flags = struct.unpack(">HH", tcp[:4]), tcp[13]
-        if flags & 0x12 == 0x02:  # SYN without ACK
-            self.flows.setdefault((source, ports[0], target, ports[1]), [now(), None, None])
-        if flags & 0x05:  # FIN or RST
-            for at, flow in ((1, (source, ports[0], target, ports[1])), (2, (target, ports[1], source, ports[0]))):
-                if flow in self.flows and self.flows[flow][at] is None:
-                    self.flows[flow][at] = now()
-
-    def dials(self, sources, targets):
-        """Connections tried from these addresses to those: {(source, target, port): [(begin, ends..)]}."""
-        found = {}
-        for (source, _, target, port), times in list(self.flows.items()):
-            if source in sources and target in targets:
-                found.setdefault((source, target, port), []).append(times)
-        return found
-
-    def close(self):
-        self.closing = True
-        self.thread.join()
-        self.socket.close()
 
 
 class Lab:

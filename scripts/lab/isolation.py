@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from checks import Failed, check, holds_for, ms, now, secs, until
-from hosts import Process, Taps
+from hosts import Process
+from taps import Taps
 from keys import differences, until_arrived
 
 

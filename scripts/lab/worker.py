@@ -1,7 +1,7 @@
 """A worker, a process of its own: handles the messages on a topic one after the other, and prints each when it has.
 
-Arguments: the daemon's socket, the node's name, the topic, milliseconds that a message takes. At SIGTERM it finishes what it
-has in hand and leaves the rest to others.
+Arguments: the daemon's socket, the node's name, the topic, milliseconds that a message takes. At SIGTERM it finishes
+what it has in hand and leaves the rest to others.
 """
 
 import signal
@@ -21,13 +21,14 @@ def main():
     print("listening", flush=True)
     while not told:
         came = program.next()
-        if came is None:
-            return 6
+        if came is None or program.ended:
+            return 6  # what is not handled yet is somebody else's by now
         kind, message = came
         if kind == "Message":
             time.sleep(int(length) / 1000)
             print(message["payload"].decode(), flush=True)
-            program.tell({"Acknowledge": {"subscription": subscription, "acks": [message["ack"]]}})
+            if "ack" in message:  # somebody waits for it
+                program.tell({"Acknowledge": {"subscription": subscription, "acks": [message["ack"]]}})
     program.ask({"Unlisten": {"subscription": subscription}})
     program.close()
     return 0
