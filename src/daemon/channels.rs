@@ -88,7 +88,7 @@ impl Channels {
 
     /// Hands channels that others open to a service to the client, a few at a time.
     pub(super) fn accept(&mut self, serving: u64, acceptor: Acceptor, concurrency: Option<usize>) {
-        let most = concurrency.unwrap_or(ServeOptions::default().concurrency).clamp(1, MAX_CHANNELS);
+        let most = concurrency.unwrap_or_else(|| ServeOptions::default().concurrency).clamp(1, MAX_CHANNELS);
         let places = Arc::new(Semaphore::new(most));
         let task = tokio::spawn(accept(acceptor, serving, Arc::downgrade(&self.desk), Arc::clone(&places)));
         self.accepting.insert(serving, Accepting { acceptor: AbortOnDropHandle::new(task), places, most });
@@ -172,7 +172,7 @@ impl Desk {
     async fn tell_opened(self: Arc<Self>, id: u64, opened: Result<Channel, Failure>) {
         let draft = opened.and_then(|channel| self.register(channel, None));
         let reply = draft.as_ref().map_err(Clone::clone).map(|draft| {
-            let node = draft.channel.as_ref().map_or(self.node.id(), Channel::far);
+            let node = draft.channel.as_ref().map_or_else(|| self.node.id(), Channel::far);
             Reply::Opened { channel: draft.number, node, name: self.name(node) }
         });
         // If this is taken back meanwhile, or the client is gone, the channel closes.

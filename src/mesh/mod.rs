@@ -1,6 +1,7 @@
 //! What a mesh is: records, views, routes, balancing. No sockets, clock or dice.
 
 mod balance;
+mod changes;
 pub(crate) mod channel;
 pub(crate) mod delivery;
 pub(crate) mod engine;

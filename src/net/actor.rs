@@ -8,7 +8,6 @@ use std::time::{Duration, Instant, SystemTime};
 
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
-use libp2p::multiaddr::Protocol;
 use libp2p::swarm::{ConnectionId, ListenError, SwarmEvent};
 use libp2p::{Multiaddr, Swarm, gossipsub, kad};
 use rand::SeedableRng;
@@ -17,7 +16,7 @@ use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use tokio::time::{sleep_until, timeout};
 use tracing::{debug, info, warn};
 
-use super::addresses::{is_loopback, is_public, parse, plan, tcp_port};
+use super::addresses::{parse, plan};
 use super::behaviour::{Behaviour, BehaviourEvent, members_topic};
 use super::command::{Alive, Command};
 use super::connections::{Connection, Remote};
@@ -25,14 +24,14 @@ use super::dialer::{Dial, DialFailure, Dialer, DialerConfig};
 use super::dialing::failure_of;
 use super::discovery::local::SameHost;
 use super::discovery::mdns::{Mdns, MdnsConfig};
-use super::discovery::{Discovery, Found, Source, ip_of};
+use super::discovery::{Discovery, Found, Source};
 use super::peer_id::{from_libp2p, to_libp2p};
 use super::proof::{AcceptedKeys, AdmittedBy};
 use super::session::SessionEvent;
 use super::{Links, NetConfig, NetError, loopback, transport};
 use crate::keys::{KeyRing, RunKey};
 use crate::mesh::engine::{Effect, Engine, EngineConfig};
-use crate::mesh::{Counts, Edition, Event, MAX_ADDRESSES, PeerId, Record, Routes, ServiceName, TopicFilter, What};
+use crate::mesh::{Counts, Edition, Event, PeerId, Record, Routes, ServiceName, TopicFilter, What};
 use crate::wire::message::{Gossip, MAX_GOSSIP_RECORD, Signer, decode, encode, read_record};
 
 /// All that the loop owns.
@@ -73,12 +72,12 @@ pub(super) struct Actor {
     pub(super) next_scan: Instant,
     pub(super) kad_due: Option<Instant>,
     pub(super) cache_due: Option<Instant>,
-    listening: Vec<Multiaddr>,
+    pub(super) listening: Vec<Multiaddr>,
     /// What to listen on as well once the system has chosen a port.
-    same_port: Vec<IpAddr>,
+    pub(super) same_port: Vec<IpAddr>,
     pub(super) bootstrap: Vec<Multiaddr>,
-    ready: Option<oneshot::Sender<()>>,
-    ready_at: Option<Instant>,
+    pub(super) ready: Option<oneshot::Sender<()>>,
+    pub(super) ready_at: Option<Instant>,
     pub(super) foreign_seen: HashSet<String>,
     /// Connections that failed the membership proof, in either direction.
     pub(super) refused: u64,
@@ -479,58 +478,6 @@ impl Actor {
         }
     }
 
-    /// The system chose a port, or confirmed the one that was asked for.
-    fn on_port(&mut self, address: &Multiaddr) {
-        let Some(port) = tcp_port(address) else { return };
-        if self.listening.is_empty()
-            && let Some(mdns) = &self.mdns
-        {
-            mdns.set_port(port);
-        }
-        for ip in std::mem::take(&mut self.same_port) {
-            // Only we can have the port in the other family: whoever takes a port takes it in both.
-            let at = |port| Multiaddr::from(ip).with(Protocol::Tcp(port));
-            if let Err(error) = self.swarm.listen_on(at(port)) {
-                debug!(%ip, %error, "not listened on: this machine may not have that family");
-            }
-        }
-    }
-
-    fn on_addresses(&mut self) {
-        // Loopback is told to others only where somebody asked for just that.
-        let asked = |address: &Multiaddr| {
-            self.config.listen.iter().filter_map(|text| parse(text).ok()).any(|listen| ip_of(&listen) == ip_of(address))
-        };
-        let mut public: Vec<&Multiaddr> = self
-            .listening
-            .iter()
-            .filter(|address| is_public(address) || (is_loopback(address) && asked(address)))
-            .collect();
-        public.sort_by_key(|address| ip_of(address).is_some_and(|ip| ip.is_ipv6())); // more networks route IPv4
-        self.engine.set_addresses(public.iter().take(MAX_ADDRESSES).map(ToString::to_string).collect());
-        let mut local = self.listening.clone();
-        local.sort_by_key(|address| !is_loopback(address));
-        if let Some(same_host) = &mut self.same_host
-            && let Err(error) = same_host.announce(&local)
-        {
-            warn!(%error, "peers of this host may not find this one");
-            self.discovery.set_state(Source::Local, error.to_string());
-        }
-        // Loopback comes first; on a machine without a network nothing else will.
-        if self.engine.own_addresses().is_empty() {
-            self.ready_at.get_or_insert(self.now + MORE_ADDRESSES);
-        } else {
-            self.tell_ready();
-        }
-    }
-
-    fn tell_ready(&mut self) {
-        self.ready_at = None;
-        if let Some(ready) = self.ready.take() {
-            let _ = ready.send(()); // who started us may have given up waiting
-        }
-    }
-
     // Time.
 
     fn deadline(&self) -> Instant {
@@ -640,8 +587,6 @@ const FOUND: usize = 256;
 const KAD_EVERY: Duration = Duration::from_secs(300);
 /// Time for the goodbye to leave before connections are closed.
 const GOODBYE: Duration = Duration::from_millis(50);
-/// How long the first address, which is loopback, waits for others before the start is done.
-const MORE_ADDRESSES: Duration = Duration::from_millis(10);
 /// Time for what is queued on links at the end.
 const FLUSH: Duration = Duration::from_secs(3);
 /// Time for connections to close.

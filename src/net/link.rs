@@ -5,26 +5,25 @@
 //! a higher epoch, and the receiver reads nothing of an older epoch once it greeted on a newer connection. So nothing
 //! comes twice and nothing out of order, across reconnects too.
 
+mod writing;
+
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::fmt;
-use std::future::poll_fn;
 use std::io;
-use std::pin::{Pin, pin};
+use std::pin::pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::sync::Notify;
-use tokio::time::{Instant, timeout};
+use tokio::time::Instant;
 
-use super::inlet::read_hello;
+use self::writing::Writing;
 use crate::mesh::{Codec, NodeName, Topic};
 use crate::wire::TooLong;
 use crate::wire::frame::{self, BadFrame, Delivery, INLINE, MessageHead};
-use crate::wire::message::{BadMessage, DataHello, PROTOCOL, encode_block};
+use crate::wire::message::{BadMessage, PROTOCOL};
 
 /// The sending end: what protocols put frames on. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -78,59 +77,13 @@ struct Queue {
     /// Frames of all kinds queued so far; how many of them the writer took.
     pushed: u64,
     taken_frames: u64,
+    /// How many it took at a time, last.
+    last_batch: u64,
     aliases: HashMap<Topic, u32>,
     introduced: HashSet<u32>,
     last_from: Option<u32>,
     paused: HashSet<(u32, Topic)>,
     closed: bool,
-}
-
-/// What was taken from the queue, on its way into the stream.
-struct Writing {
-    stream: Pin<Box<dyn AsyncWrite + Send>>,
-    segments: VecDeque<Segment>,
-    /// Bytes of the first segment that are written; bytes written that are not given back as room yet.
-    offset: usize,
-    untold: usize,
-    /// Something is written and not flushed.
-    dirty: bool,
-}
-
-impl Writing {
-    /// Turns the first segment, a message whose time is limited, into what is written now. Gives the bytes that are not.
-    fn open_timed(&mut self) -> usize {
-        let Some(Segment::Timed { mut head, payload, until }) = self.segments.pop_front() else { return 0 };
-        let left = milliseconds_to(until);
-        frame::set_left(&mut head, left);
-        let over = if left == 0 { payload.len() } else { 0 };
-        if left > 0 && payload.len() <= JOIN_UP_TO {
-            head.extend_from_slice(&payload);
-        } else if left > 0 {
-            self.segments.push_front(Segment::Payload(payload));
-        }
-        self.segments.push_front(Segment::Joined { joined: head, frames: 1 });
-        over
-    }
-
-    /// Whether something of it is not written or not flushed yet.
-    fn is_at_it(&self) -> bool {
-        self.dirty || !self.segments.is_empty()
-    }
-}
-
-/// The stream is open while its writer runs.
-struct Open<'a>(&'a Link);
-
-impl Open<'_> {
-    fn take(&self) -> Option<Writing> {
-        self.0.writing().take()
-    }
-}
-
-impl Drop for Open<'_> {
-    fn drop(&mut self) {
-        self.take();
-    }
 }
 
 /// What is written in one go.
@@ -202,7 +155,6 @@ impl Link {
         let queue = Mutex::new(Queue::default());
         let (filled, drained) = (Notify::new(), Notify::new());
         let (stalled, idle) = (AtomicBool::new(false), AtomicBool::new(true));
-        #[expect(clippy::disallowed_methods, reason = "whether a link rests is seen where it is written to")]
         let began = Instant::now();
         let (writing, last_wake) = (Mutex::new(None), AtomicU64::new(0));
         Self(Arc::new(Shared {
@@ -278,12 +230,12 @@ impl Link {
         if room == Room::Limited && queue.is_full(self.0.limits, bytes) {
             return Err(Refused::Full);
         }
-        let idle = queue.segments.is_empty();
+        let (idle, alone) = (queue.segments.is_empty(), queue.last_batch <= 1);
         queue.put(message);
         drop(queue);
         // The writer looks again before it sleeps, so only the first frame has to wake it.
         if idle {
-            self.wake_writer();
+            self.wake_writer(alone);
         }
         Ok(())
     }
@@ -306,12 +258,12 @@ impl Link {
         if full {
             return Err(Refused::Full);
         }
-        let idle = queue.segments.is_empty();
+        let (idle, alone) = (queue.segments.is_empty(), queue.last_batch <= 1);
         let place = queue.pushed;
         queue.join_with(put, payload);
         drop(queue);
         if idle {
-            self.wake_writer();
+            self.wake_writer(alone);
         }
         Ok(place)
     }
@@ -395,137 +347,6 @@ impl Link {
         self.0.filled.notify_one();
         self.0.drained.notify_waiters();
         remains
-    }
-
-    /// Writes what is queued until the link is closed. `stream` gives a fresh stream when the first frame is there.
-    pub(crate) async fn write<S>(&self, stream: impl Future<Output = io::Result<S>>) -> Result<(), LinkError>
-    where
-        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    {
-        if !self.anything_to_write().await {
-            return Ok(());
-        }
-        let mut stream = stream.await?;
-        let hello = DataHello { protocol: PROTOCOL, epoch: self.0.epoch };
-        timeout(HELLO_TIMEOUT, greet(&mut stream, hello)).await.map_err(|_| LinkError::Silent)??;
-        let stream = Box::pin(stream);
-        *self.writing() = Some(Writing { stream, segments: VecDeque::new(), offset: 0, untold: 0, dirty: false });
-        let open = Open(self);
-        loop {
-            poll_fn(|context| self.pump(context)).await?;
-            if !self.anything_to_write().await {
-                break;
-            }
-        }
-        if let Some(mut last) = open.take() {
-            last.stream.shutdown().await?;
-        }
-        Ok(())
-    }
-
-    /// Writes until nothing is queued and all is flushed.
-    fn pump(&self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &mut *self.writing() {
-            Some(writing) => self.pump_into(writing, context),
-            None => Poll::Ready(Ok(())),
-        }
-    }
-
-    fn pump_into(&self, writing: &mut Writing, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        loop {
-            let Some(segment) = writing.segments.front() else {
-                writing.segments = self.queue().take();
-                if !writing.segments.is_empty() {
-                    self.0.idle.store(false, Ordering::Relaxed);
-                    continue;
-                }
-                if writing.dirty {
-                    ready!(writing.stream.as_mut().poll_flush(context))?;
-                    writing.dirty = false;
-                    continue; // more may have come meanwhile
-                }
-                self.0.idle.store(true, Ordering::Relaxed);
-                self.0.drained.notify_waiters();
-                return Poll::Ready(Ok(()));
-            };
-            let (rest, frames) = match segment {
-                Segment::Joined { joined, frames } => (&joined[writing.offset..], *frames),
-                Segment::Payload(payload) => (&payload[writing.offset..], 0),
-                Segment::Timed { .. } => {
-                    self.wrote(0, writing.open_timed());
-                    continue;
-                }
-            };
-            if rest.is_empty() {
-                writing.segments.pop_front();
-                writing.offset = 0;
-                self.wrote(frames, std::mem::take(&mut writing.untold));
-                continue;
-            }
-            // Room is given back as it is made, not when all is written: on a slow path that takes seconds.
-            if writing.untold >= PART {
-                self.wrote(0, std::mem::take(&mut writing.untold));
-            }
-            let written = ready!(writing.stream.as_mut().poll_write(context, rest))?;
-            if written == 0 {
-                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
-            }
-            writing.offset += written;
-            writing.untold += written;
-            writing.dirty = true;
-        }
-    }
-
-    /// Frames are there. On a link where nothing went for a moment they are written here and now, which spares a change of
-    /// tasks; otherwise by the writer, which joins what comes meanwhile.
-    fn wake_writer(&self) {
-        if self.rests()
-            && let Ok(mut writing) = self.0.writing.try_lock()
-            && let Some(writing) = &mut *writing
-            // Otherwise the writer waits for the stream, which must go on to wake it.
-            && !writing.is_at_it()
-            && let Poll::Ready(Ok(())) = self.pump_into(writing, &mut Context::from_waker(Waker::noop()))
-        {
-            return;
-        }
-        self.0.filled.notify_one(); // the writer goes on where this stopped, and meets what went wrong
-    }
-
-    /// Whether nothing went for a moment, and notes that something does now.
-    fn rests(&self) -> bool {
-        #[expect(clippy::disallowed_methods, reason = "whether a link rests is seen where it is written to")]
-        let now = self.0.began.elapsed().as_micros() as u64;
-        let last = self.0.last_wake.swap(now, Ordering::Relaxed);
-        now.saturating_sub(last) > RESTS_AFTER_US
-    }
-
-    /// Waits for frames. `false` when the link is closed.
-    async fn anything_to_write(&self) -> bool {
-        loop {
-            {
-                let queue = self.queue();
-                if queue.closed || !queue.segments.is_empty() {
-                    return !queue.closed;
-                }
-            }
-            if self.writing().as_ref().is_some_and(Writing::is_at_it) {
-                return true;
-            }
-            self.0.filled.notified().await;
-        }
-    }
-
-    fn writing(&self) -> MutexGuard<'_, Option<Writing>> {
-        self.0.writing.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn wrote(&self, frames: usize, bytes: usize) {
-        self.0.stalled.store(false, Ordering::Relaxed);
-        let mut queue = self.queue();
-        queue.frames -= frames;
-        queue.bytes -= bytes;
-        drop(queue);
-        self.0.drained.notify_waiters();
     }
 
     fn queue(&self) -> MutexGuard<'_, Queue> {
@@ -617,6 +438,9 @@ impl Queue {
 
     fn take(&mut self) -> VecDeque<Segment> {
         self.taken += std::mem::take(&mut self.waiting);
+        if self.pushed > self.taken_frames {
+            self.last_batch = self.pushed - self.taken_frames;
+        }
         self.taken_frames = self.pushed;
         std::mem::take(&mut self.segments) // counted in `frames` and `bytes` until it is written
     }
@@ -643,25 +467,9 @@ pub(crate) enum LinkError {
     Greeting(#[from] BadMessage),
 }
 
-/// Greets on a data stream and waits for the answer: only then does the other side surely read it.
-async fn greet<S: AsyncRead + AsyncWrite + Unpin>(stream: &mut S, hello: DataHello) -> Result<(), LinkError> {
-    stream.write_all(&encode_block(&hello)).await?;
-    stream.flush().await?;
-    let answer = read_hello(stream, &mut BytesMut::new()).await?;
-    if answer == hello { Ok(()) } else { Err(LinkError::OldEpoch) }
-}
-
-fn milliseconds_to(until: Instant) -> u32 {
-    u32::try_from(until.saturating_duration_since(Instant::now()).as_millis()).unwrap_or(u32::MAX)
-}
-
 /// Payloads up to this size are copied behind their header; larger ones are written from where they are. The copy costs
 /// less than a write of its own.
 const JOIN_UP_TO: usize = 8 << 10;
-/// A link to which nothing was queued for so long rests. In a flood, frames come far closer, and joining them is worth more.
-const RESTS_AFTER_US: u64 = 30;
-/// Bytes of a large payload after which room is given back.
-const PART: usize = 256 << 10;
 /// Bytes after which a joined buffer is closed: what one write gives the stream.
 const SEGMENT: usize = 64 << 10;
 const FIRST_CAPACITY: usize = 4 << 10;
@@ -677,12 +485,14 @@ pub(super) const HELLO_TIMEOUT: Duration = Duration::from_secs(4);
 
 #[cfg(test)]
 mod tests {
+    use tokio::io::AsyncWriteExt;
     use tokio::io::{AsyncReadExt, duplex};
 
     use super::super::inlet::{Inlet, Receive};
     use super::*;
     use crate::wire::frame::Frame;
     use crate::wire::message::Received;
+    use crate::wire::message::{DataHello, encode_block};
 
     const ROOM: LinkLimits = LinkLimits { frames: 4096, bytes: 8 << 20 };
 

@@ -22,6 +22,7 @@ mod discovery;
 mod gate;
 mod inlet;
 mod link;
+mod listening;
 mod loopback;
 mod peer_id;
 mod proof;
@@ -87,7 +88,10 @@ pub(crate) trait Carried: Send + Sync {
 
 /// The links that stand, by peer; one leads back to this peer itself.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Links(Arc<RwLock<HashMap<PeerId, (Link, Option<ControlSender>)>>>);
+pub(crate) struct Links(Arc<RwLock<HashMap<PeerId, Linked>>>);
+
+/// A link, and what speaks to the peer besides it, if that is another.
+type Linked = (Link, Option<ControlSender>);
 
 impl Links {
     pub(crate) fn get(&self, peer: PeerId) -> Option<Link> {

@@ -4,6 +4,7 @@
 //! names it.
 #![expect(clippy::unwrap_used, reason = "tests")]
 
+mod attached;
 mod balancing;
 mod calls;
 mod channels;

@@ -416,7 +416,7 @@ fn many_calls_share_one_connection() {
 }
 
 /// Runs `meshd serve` until it is offered.
-fn serve(home: &Home, args: &[&str]) -> Running {
+pub(crate) fn serve(home: &Home, args: &[&str]) -> Running {
     let before = offers(home, args[0]);
     let serving = home.spawn(&[&["serve"], args].concat());
     wait_until("it is offered", || offers(home, args[0]) > before);
@@ -439,7 +439,7 @@ fn piped(home: &Home, args: &[&str], input: &[u8]) -> (i32, Vec<u8>) {
     (output.status.code().unwrap(), output.stdout)
 }
 
-fn lines(output: &str) -> Vec<Value> {
+pub(crate) fn lines(output: &str) -> Vec<Value> {
     output.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
@@ -457,10 +457,10 @@ fn ended(pids: &Path) {
 }
 
 /// A program that speaks the local protocol by hand.
-struct Client(UnixStream);
+pub(crate) struct Client(UnixStream);
 
 impl Client {
-    fn attached(home: &Home, name: &str) -> Self {
+    pub(crate) fn attached(home: &Home, name: &str) -> Self {
         let stream = UnixStream::connect(home.path().join("default/meshd.sock")).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         let mut client = Self(stream);
@@ -478,18 +478,18 @@ impl Client {
         );
     }
 
-    fn wait_for(&mut self, service: &str) {
+    pub(crate) fn wait_for(&mut self, service: &str) {
         let wait = cbor!({ "WaitForProviders" => { "service" => service, "count" => 1, "timeout_ms" => 20_000 } });
         assert_eq!(field(field(field(&self.ask(4, wait.unwrap()), "Reply"), "reply"), "Providers"), &1.into());
     }
 
-    fn say(&mut self, id: u64, request: Cbor) {
+    pub(crate) fn say(&mut self, id: u64, request: Cbor) {
         let mut body = Vec::new();
         ciborium::into_writer(&cbor!({ "id" => id, "request" => request }).unwrap(), &mut body).unwrap();
         self.0.write_all(&[&(body.len() as u32).to_be_bytes()[..], &body].concat()).unwrap();
     }
 
-    fn hear(&mut self) -> Cbor {
+    pub(crate) fn hear(&mut self) -> Cbor {
         let mut length = [0; 4];
         self.0.read_exact(&mut length).unwrap();
         let mut body = vec![0; u32::from_be_bytes(length) as usize];
@@ -497,31 +497,31 @@ impl Client {
         ciborium::from_reader(&body[..]).unwrap()
     }
 
-    fn ask(&mut self, id: u64, request: Cbor) -> Cbor {
+    pub(crate) fn ask(&mut self, id: u64, request: Cbor) -> Cbor {
         self.say(id, request);
         self.hear()
     }
 
     /// The next call: its number, and what is asked.
-    fn called(&mut self) -> (Cbor, Vec<u8>) {
+    pub(crate) fn called(&mut self) -> (Cbor, Vec<u8>) {
         let answer = self.hear();
         let called = field(&answer, "Called");
         (field(called, "call").clone(), field(called, "payload").as_bytes().unwrap().clone())
     }
 }
 
-fn call(service: &str, payload: &[u8]) -> Cbor {
+pub(crate) fn call(service: &str, payload: &[u8]) -> Cbor {
     cbor!({ "Call" => { "service" => service, "payload" => bytes(payload), "timeout_ms" => 60_000 } }).unwrap()
 }
 
-fn bytes(bytes: &[u8]) -> Cbor {
+pub(crate) fn bytes(bytes: &[u8]) -> Cbor {
     Cbor::Bytes(bytes.to_vec())
 }
 
-fn field<'a>(map: &'a Cbor, name: &str) -> &'a Cbor {
+pub(crate) fn field<'a>(map: &'a Cbor, name: &str) -> &'a Cbor {
     find(map, name).unwrap_or_else(|| panic!("no {name} in {map:?}"))
 }
 
-fn find<'a>(map: &'a Cbor, name: &str) -> Option<&'a Cbor> {
+pub(crate) fn find<'a>(map: &'a Cbor, name: &str) -> Option<&'a Cbor> {
     map.as_map()?.iter().find(|(key, _)| key.as_text() == Some(name)).map(|(_, value)| value)
 }

@@ -1,0 +1,216 @@
+//! The writing of a link: what was queued, into the stream.
+
+use std::collections::VecDeque;
+use std::future::poll_fn;
+use std::io;
+use std::pin::Pin;
+use std::sync::atomic::Ordering;
+use std::sync::{MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker, ready};
+
+use bytes::BytesMut;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+use tokio::time::{Instant, timeout};
+
+use super::super::inlet::read_hello;
+use super::{HELLO_TIMEOUT, JOIN_UP_TO, Link, LinkError, Segment};
+use crate::wire::frame;
+use crate::wire::message::{DataHello, PROTOCOL, encode_block};
+
+/// What was taken from the queue, on its way into the stream.
+pub(super) struct Writing {
+    stream: Pin<Box<dyn AsyncWrite + Send>>,
+    segments: VecDeque<Segment>,
+    /// Bytes of the first segment that are written; bytes written that are not given back as room yet.
+    offset: usize,
+    untold: usize,
+    /// Something is written and not flushed.
+    dirty: bool,
+}
+
+impl Writing {
+    /// Turns the first segment, a message whose time is limited, into what is written now. Gives the bytes that are not.
+    fn open_timed(&mut self) -> usize {
+        let Some(Segment::Timed { mut head, payload, until }) = self.segments.pop_front() else { return 0 };
+        let left = milliseconds_to(until);
+        frame::set_left(&mut head, left);
+        let over = if left == 0 { payload.len() } else { 0 };
+        if left > 0 && payload.len() <= JOIN_UP_TO {
+            head.extend_from_slice(&payload);
+        } else if left > 0 {
+            self.segments.push_front(Segment::Payload(payload));
+        }
+        self.segments.push_front(Segment::Joined { joined: head, frames: 1 });
+        over
+    }
+
+    /// Whether something of it is not written or not flushed yet.
+    fn is_at_it(&self) -> bool {
+        self.dirty || !self.segments.is_empty()
+    }
+}
+
+/// The stream is open while its writer runs.
+struct Open<'a>(&'a Link);
+
+impl Open<'_> {
+    fn take(&self) -> Option<Writing> {
+        self.0.writing().take()
+    }
+}
+
+impl Drop for Open<'_> {
+    fn drop(&mut self) {
+        self.take();
+    }
+}
+
+impl Link {
+    /// Writes what is queued until the link is closed. `stream` gives a fresh stream when the first frame is there.
+    pub(crate) async fn write<S>(&self, stream: impl Future<Output = io::Result<S>>) -> Result<(), LinkError>
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        if !self.anything_to_write().await {
+            return Ok(());
+        }
+        let mut stream = stream.await?;
+        let hello = DataHello { protocol: PROTOCOL, epoch: self.0.epoch };
+        timeout(HELLO_TIMEOUT, greet(&mut stream, hello)).await.map_err(|_| LinkError::Silent)??;
+        let stream = Box::pin(stream);
+        *self.writing() = Some(Writing { stream, segments: VecDeque::new(), offset: 0, untold: 0, dirty: false });
+        let open = Open(self);
+        loop {
+            poll_fn(|context| self.pump(context)).await?;
+            if !self.anything_to_write().await {
+                break;
+            }
+        }
+        if let Some(mut last) = open.take() {
+            last.stream.shutdown().await?;
+        }
+        Ok(())
+    }
+
+    /// Writes until nothing is queued and all is flushed.
+    fn pump(&self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut *self.writing() {
+            Some(writing) => self.pump_into(writing, context),
+            None => Poll::Ready(Ok(())),
+        }
+    }
+
+    fn pump_into(&self, writing: &mut Writing, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        loop {
+            let Some(segment) = writing.segments.front() else {
+                writing.segments = self.queue().take();
+                if !writing.segments.is_empty() {
+                    self.0.idle.store(false, Ordering::Relaxed);
+                    continue;
+                }
+                if writing.dirty {
+                    ready!(writing.stream.as_mut().poll_flush(context))?;
+                    writing.dirty = false;
+                    continue; // more may have come meanwhile
+                }
+                self.0.idle.store(true, Ordering::Relaxed);
+                self.0.drained.notify_waiters();
+                return Poll::Ready(Ok(()));
+            };
+            let (rest, frames) = match segment {
+                Segment::Joined { joined, frames } => (&joined[writing.offset..], *frames),
+                Segment::Payload(payload) => (&payload[writing.offset..], 0),
+                Segment::Timed { .. } => {
+                    self.wrote(0, writing.open_timed());
+                    continue;
+                }
+            };
+            if rest.is_empty() {
+                writing.segments.pop_front();
+                writing.offset = 0;
+                self.wrote(frames, std::mem::take(&mut writing.untold));
+                continue;
+            }
+            // Room is given back as it is made, not when all is written: on a slow path that takes seconds.
+            if writing.untold >= PART {
+                self.wrote(0, std::mem::take(&mut writing.untold));
+            }
+            let written = ready!(writing.stream.as_mut().poll_write(context, rest))?;
+            if written == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            writing.offset += written;
+            writing.untold += written;
+            writing.dirty = true;
+        }
+    }
+
+    /// A frame is there. On a link where nothing went for a moment, and where frames come one by one (`alone`), it is written here
+    /// and now, which spares a change of tasks; otherwise by the writer, which joins what comes meanwhile.
+    pub(super) fn wake_writer(&self, alone: bool) {
+        if alone
+            && self.rests()
+            && let Ok(mut writing) = self.0.writing.try_lock()
+            && let Some(writing) = &mut *writing
+            // Otherwise the writer waits for the stream, which must go on to wake it.
+            && !writing.is_at_it()
+            && let Poll::Ready(Ok(())) = self.pump_into(writing, &mut Context::from_waker(Waker::noop()))
+        {
+            return;
+        }
+        self.0.filled.notify_one(); // the writer goes on where this stopped, and meets what went wrong
+    }
+
+    /// Whether nothing went for a moment, and notes that something does now.
+    fn rests(&self) -> bool {
+        let now = self.0.began.elapsed().as_micros() as u64;
+        let last = self.0.last_wake.swap(now, Ordering::Relaxed);
+        now.saturating_sub(last) > RESTS_AFTER_US
+    }
+
+    /// Waits for frames. `false` when the link is closed.
+    async fn anything_to_write(&self) -> bool {
+        loop {
+            {
+                let queue = self.queue();
+                if queue.closed || !queue.segments.is_empty() {
+                    return !queue.closed;
+                }
+            }
+            if self.writing().as_ref().is_some_and(Writing::is_at_it) {
+                return true;
+            }
+            self.0.filled.notified().await;
+        }
+    }
+
+    pub(super) fn writing(&self) -> MutexGuard<'_, Option<Writing>> {
+        self.0.writing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn wrote(&self, frames: usize, bytes: usize) {
+        self.0.stalled.store(false, Ordering::Relaxed);
+        let mut queue = self.queue();
+        queue.frames -= frames;
+        queue.bytes -= bytes;
+        drop(queue);
+        self.0.drained.notify_waiters();
+    }
+}
+
+/// Greets on a data stream and waits for the answer: only then does the other side surely read it.
+async fn greet<S: AsyncRead + AsyncWrite + Unpin>(stream: &mut S, hello: DataHello) -> Result<(), LinkError> {
+    stream.write_all(&encode_block(&hello)).await?;
+    stream.flush().await?;
+    let answer = read_hello(stream, &mut BytesMut::new()).await?;
+    if answer == hello { Ok(()) } else { Err(LinkError::OldEpoch) }
+}
+
+fn milliseconds_to(until: Instant) -> u32 {
+    u32::try_from(until.saturating_duration_since(Instant::now()).as_millis()).unwrap_or(u32::MAX)
+}
+
+/// A link to which nothing was queued for so long rests. In a flood, frames come far closer, and joining them is worth more.
+const RESTS_AFTER_US: u64 = 30;
+/// Bytes of a large payload after which room is given back.
+const PART: usize = 256 << 10;
