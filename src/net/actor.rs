@@ -6,8 +6,8 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use futures::StreamExt;
 use futures::stream::FuturesUnordered;
+use futures::{FutureExt, StreamExt};
 use libp2p::swarm::{ConnectionId, ListenError, SwarmEvent};
 use libp2p::{Multiaddr, Swarm, gossipsub, kad};
 use rand::SeedableRng;
@@ -424,6 +424,10 @@ impl Actor {
     }
 
     fn on_command(&mut self, command: Command) {
+        // What a handle stood for that was dropped before ends before: a service can be offered again at once.
+        while let Some(Some(ended)) = self.held.next().now_or_never() {
+            self.on_handle_dropped(ended);
+        }
         // A reply that fails: who asked does not wait any more.
         match command {
             Command::AddNode { name, alive, reply } => {
@@ -466,7 +470,6 @@ impl Actor {
     }
 
     fn hold(&mut self, alive: Alive, what: Ended) {
-        use futures::FutureExt;
         self.held.push(alive.map(Box::new(move |_| what)));
     }
 
