@@ -350,6 +350,26 @@ async fn a_record_over_its_limit_is_an_error_and_the_mesh_goes_on() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn peers_that_come_in_by_one_at_the_same_moment_hear_of_each_other() {
+    // Each had greeted the first before that knew of the other, and nobody was there yet to hear of them.
+    let cluster = Cluster::new();
+    let first = Daemon::with_key(&cluster.key, "127.0.0.1:1");
+    let by = first.json(&["status"])["addresses"][0].as_str().unwrap().to_owned();
+    let join = async || cluster.builder("guest").local(false).kad(false).bootstrap([&by]).start().await.unwrap();
+    let mut slowest = Duration::ZERO;
+    for _ in 0..30 {
+        let began = now();
+        let guests = [join().await, join().await];
+        until("they are linked", async || guests[0].peers().await.unwrap().len() == 2).await;
+        slowest = slowest.max(began.elapsed());
+        let [a, b] = guests;
+        tokio::join!(a.shutdown(), b.shutdown());
+    }
+    println!("slowest of 30 meetings: {slowest:?}");
+    assert!(slowest < Duration::from_secs(3), "{slowest:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn peers_that_start_together_form_a_full_mesh() {
     const PEERS: usize = 30;
     let cluster = Cluster::new();
