@@ -11,8 +11,8 @@ use bytes::Bytes;
 use futures::future::join_all;
 use futures::{StreamExt, stream};
 use meshd::{
-    CallError, CallOptions, Callee, Channel, ChannelError, Codec, DownReason, Failure, Node, NodeId, OpenError,
-    SendError, SendOptions, SendReport, ServeOptions, Service, Target, What,
+    CallError, CallOptions, Callee, Channel, ChannelError, Codec, Failure, Node, NodeId, OpenError, SendError,
+    SendOptions, SendReport, ServeOptions, Service, Target, What,
 };
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize, Serializer};
@@ -377,15 +377,17 @@ async fn a_server_hears_tells_all_and_answers_each_of_its_clients() {
             assert_eq!(within("it has it", told).await.acknowledged, 1);
         }
         assert!(clients.iter_mut().all(|(_, (news, yours))| news.try_next().or_else(|| yours.try_next()).is_none()));
+        let mut left = HashSet::new();
         let mut events = server.events();
         let close = |(client, heard): (Node, _)| async move {
             client.shutdown().await;
             drop(heard);
         };
         within("all close", join_all(clients.into_iter().map(close))).await;
-        for _ in 0..count {
-            let left = |what: &What| matches!(what, What::PeerDown { reason: DownReason::Left, .. });
-            happens(&mut events, "it left", left).await;
+        while left.len() < count {
+            let gone = |what: &What| matches!(what, What::PeerDown { .. });
+            let What::PeerDown { peer, .. } = happens(&mut events, "it left", gone).await.what else { unreachable!() };
+            left.insert(peer);
         }
         within("it closes", server.shutdown()).await;
     }
