@@ -22,7 +22,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     for number in 1..=4 {
         let worker = peer("worker").start().await?;
         let square = move |n: u64| async move {
-            tokio::time::sleep(Duration::from_millis(30 * number)).await; // its work
+            tokio::time::sleep(Duration::from_millis(10 << number)).await; // its work
             Ok::<_, Failure>((number, n * n))
         };
         services.push(worker.serve_with("square", one_at_a_time, square).await?);
@@ -34,7 +34,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     square.wait_for_providers(4, Duration::from_secs(10)).await;
     // A task waits until a worker is free, and goes to another one if its worker dies.
     let square = square.with(CallOptions { wait_when_busy: true, idempotent: true, ..CallOptions::default() });
-    let mut tasks: FuturesUnordered<_> = (1..=20)
+    let mut tasks: FuturesUnordered<_> = (1..=30)
         .map(|n| {
             let square = &square;
             async move { (n, square.call::<u64, (u64, u64)>(&n).await) }

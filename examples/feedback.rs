@@ -29,6 +29,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let (mut temperatures, heater) =
         (controller.listen("room/temperature").await?, controller.publisher("room/heater")?);
     tokio::spawn(async move {
+        heater.wait_for_listeners(1, Duration::from_secs(10)).await;
         while let Some(message) = temperatures.next().await {
             let temperature: f64 = message.decode().expect("the room sends numbers");
             let power = (f64::from(goal.load(Ordering::Relaxed)) - temperature).clamp(0.0, 10.0);

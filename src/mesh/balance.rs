@@ -325,6 +325,7 @@ mod tests {
 
     #[test]
     fn chance_favours_nobody() {
+        // E-LB.
         let sent = spread(&mut Turns::default(), &Policy::Random, &group("g", 4), 4000);
         assert!(sent.iter().all(|sent| (850..1150).contains(sent)), "{sent:?}"); // 5 standard deviations of 27
     }

@@ -333,6 +333,7 @@ mod tests {
 
     #[test]
     fn all_that_offer_a_service_are_one_group() {
+        // E-TOPO.
         let (resize, other) = (ServiceName::new("resize").unwrap(), ServiceName::new("other").unwrap());
         let offers = |index, name, services: &[&ServiceName]| {
             let services = services.iter().map(|service| (*service).clone()).collect();

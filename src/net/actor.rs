@@ -32,7 +32,7 @@ use super::{Links, NetConfig, NetError, loopback, transport};
 use crate::keys::{KeyRing, RunKey};
 use crate::mesh::engine::{Effect, Engine, EngineConfig};
 use crate::mesh::{Counts, Edition, Event, PeerId, Record, Routes, ServiceName, TopicFilter, What};
-use crate::wire::message::{Gossip, MAX_GOSSIP_RECORD, Signer, decode, encode, read_record};
+use crate::wire::message::{Gossip, Signer, decode, encode, read_record};
 
 /// All that the loop owns.
 pub(super) struct Actor {
@@ -61,6 +61,8 @@ pub(super) struct Actor {
     pub(super) sessions: mpsc::Sender<(ConnectionId, SessionEvent)>,
     session_events: mpsc::Receiver<(ConnectionId, SessionEvent)>,
     pub(super) edition: watch::Sender<Edition>,
+    /// The current record was not gossiped: nobody was there.
+    unheard: bool,
     pub(super) counts: Counts,
 
     pub(super) discovery: Discovery,
@@ -189,6 +191,7 @@ impl Actor {
             sessions,
             session_events,
             edition: watch::Sender::new(Edition::default()),
+            unheard: false,
             counts: Counts::default(),
             discovery,
             same_host,
@@ -276,16 +279,7 @@ impl Actor {
         match effect {
             Effect::Publish(signed) => {
                 self.edition.send_replace(signed.edition());
-                let gossip = if signed.bytes().len() <= MAX_GOSSIP_RECORD {
-                    Gossip::Record(signed.bytes().clone())
-                } else {
-                    Gossip::Changed { peer: self.me, edition: signed.edition() }
-                };
-                let published = self.swarm.behaviour_mut().gossip.publish(members_topic(), encode(&gossip).to_vec());
-                if let Err(error) = published {
-                    // Nobody there yet, or queues full: beats and comparisons bring it to whoever missed it.
-                    debug!(%error, "record not gossiped");
-                }
+                self.gossip();
             }
             Effect::Tell(peer, say) => self.tell(peer, &say.into()),
             Effect::Learned(record) => {
@@ -298,6 +292,17 @@ impl Actor {
                 self.routes.send_replace(routes);
             }
             Effect::Happened(what) => self.happened(what),
+        }
+    }
+
+    /// Tells all of this peer's record, as far as anybody is there.
+    fn gossip(&mut self) {
+        let gossip = encode(&Gossip::of(self.engine.own()));
+        let published = self.swarm.behaviour_mut().gossip.publish(members_topic(), gossip.to_vec());
+        self.unheard = published.is_err();
+        if let Err(error) = published {
+            // Nobody there yet, or queues full: beats and comparisons bring it to whoever missed it.
+            debug!(%error, "record not gossiped");
         }
     }
 
@@ -373,6 +378,8 @@ impl Actor {
                 let gossip = &mut self.swarm.behaviour_mut().gossip;
                 gossip.report_message_validation_result(&message_id, &propagation_source, verdict);
             }
+            // Who came to that peer at the same moment as this one does not know of it yet.
+            BehaviourEvent::Gossip(gossipsub::Event::Subscribed { .. }) if self.unheard => self.gossip(),
             BehaviourEvent::Gossip(gossipsub::Event::SlowPeer { peer_id, failed_messages }) => {
                 debug!(%peer_id, ?failed_messages, "gossip to a slow peer was dropped; its next beat repairs that");
             }

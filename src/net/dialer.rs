@@ -684,6 +684,7 @@ mod tests {
 
     #[test]
     fn an_unreachable_peer_is_dialled_less_and_less_and_given_up_after_an_hour() {
+        // E-CONN.
         let mut bench = Bench::new();
         bench.found(1, 0);
         let times = bench.keep_failing(DialFailure::Unreachable, 10_000_000);
@@ -889,6 +890,7 @@ mod tests {
 
     #[test]
     fn an_address_where_another_peer_answers_is_dropped() {
+        // E-CONN.
         let mut bench = Bench::new();
         let both = Found { addresses: vec![address(1), address(2)], ..sighting(1, Source::Mdns, 1) };
         bench.dialer.found(both, at(0));
@@ -903,6 +905,7 @@ mod tests {
 
     #[test]
     fn the_nearest_address_comes_first() {
+        // E-CONN.
         let mut bench = Bench::new();
         let mesh = |text: &str| -> Multiaddr { text.parse().unwrap() };
         let (loopback, private, public, v6) = (

@@ -485,6 +485,7 @@ mod tests {
             prop_assert_eq!(&message.payload[..], &payload[..]);
         }
 
+        /// Z-MSG.
         #[test]
         fn calls_and_answers_read_back_as_written(
             (call, node, from) in any::<(u64, u32, u32)>(),
@@ -511,6 +512,7 @@ mod tests {
 
         #[test]
         fn no_bytes_panic(bytes in prop::collection::vec(any::<u8>(), 0..100)) {
+            // E-SVC.
             let _ = Frame::parse(Bytes::from(bytes));
         }
     }

@@ -105,6 +105,17 @@ pub(crate) enum Gossip {
     Changed { peer: PeerId, edition: Edition },
 }
 
+impl Gossip {
+    /// What a peer says of its own record: all of it, unless it is large.
+    pub(crate) fn of(own: &SignedRecord) -> Self {
+        if own.bytes().len() <= MAX_GOSSIP_RECORD {
+            Self::Record(own.bytes().clone())
+        } else {
+            Self::Changed { peer: own.peer(), edition: own.edition() }
+        }
+    }
+}
+
 /// The first block on a data stream, and its answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct DataHello {
@@ -249,7 +260,7 @@ pub(crate) const PROTOCOL: u32 = 1;
 /// Largest message on the control stream: a record, or the digest of as many peers as a view may hold.
 pub(crate) const MAX_CONTROL: usize = MAX_SIGNED_RECORD + (64 << 10);
 /// Largest record that is gossiped whole. Gossip takes 64 KiB; several may share a packet.
-pub(crate) const MAX_GOSSIP_RECORD: usize = 32 << 10;
+const MAX_GOSSIP_RECORD: usize = 32 << 10;
 const MAX_SIGNED_RECORD: usize = MAX_RECORD + 256;
 const MAX_NESTING: usize = 32;
 /// A day: far longer than any record is kept. Bounded, so that no arithmetic on instants overflows.

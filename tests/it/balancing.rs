@@ -118,6 +118,7 @@ async fn a_policy_of_ones_own_is_told_who_there_is() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_machine_can_be_a_group_and_targets_still_name_groups_of_a_name() {
+    // E-LB.
     let cluster = Cluster::new();
     let nodes = cluster.start_all(["sender", "a", "a", "b"]).await; // one machine
     let mut listeners = listen(&nodes[1..], "news").await;
@@ -157,6 +158,7 @@ async fn a_machine_can_be_a_group_and_targets_still_name_groups_of_a_name() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn rules_come_from_the_settings_and_the_programs_own_come_first() {
+    // E-LB.
     let cluster = Cluster::new();
     let home = TempDir::new().unwrap();
     let folder = home.path().join(MESH);

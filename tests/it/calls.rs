@@ -55,7 +55,7 @@ impl Works {
     }
 }
 
-/// Z-RPC, E-SVC: the demonstrations of both, 17 + 25 = 42 and 2 * 2 = 4; a handler sees the state that it was given.
+/// Z-RPC, E-SVC, E-NODE: the demonstrations of both, 17 + 25 = 42 and 2 * 2 = 4; a handler sees the state that it was given.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_call_gives_back_what_the_handler_returns() {
     let [server, client] = Cluster::new().start_all(["server", "client"]).await;
@@ -214,7 +214,7 @@ async fn calls_that_are_taken_back_before_they_began_leave_their_turns() {
     assert_eq!(within("the service is free", service.call::<u64, u64>(&7)).await.unwrap(), 7);
 }
 
-/// Beats pyzmp 2.3: a call that timed out leaves the server free; a cancelled one stops its handler.
+/// Z-RPC: a call that timed out leaves the server free; a cancelled one stops its handler.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_call_that_nobody_waits_for_stops() {
     let [server, client] = Cluster::new().start_all(["server", "client"]).await;
@@ -355,7 +355,7 @@ async fn a_flood_of_calls_is_answered_or_told_busy() {
     assert_eq!(client.status().await.unwrap().counts.links_lost, 0);
 }
 
-/// Beats rosy 1.5 (34 s, half of the calls failed): a provider that goes fails only the calls that it had.
+/// E-SVC: a provider that goes fails only the calls that it had, all of them, at once.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_lost_provider_fails_only_the_calls_that_it_had() {
     let [a, b, client] = Cluster::new().start_all(["a", "b", "client"]).await;
@@ -387,6 +387,7 @@ async fn a_lost_provider_fails_only_the_calls_that_it_had() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn requests_and_replies_of_all_sizes_and_codecs_arrive() {
+    // Z-MSG: requests and replies, empty ones too.
     let [server, client] = Cluster::new().start_all(["server", "client"]).await;
     let echo = |request: meshd::Request| async move { Ok((request.codec, request.payload)) };
     let _echo = server.serve_requests("echo", ServeOptions::default(), echo).await.unwrap();

@@ -246,7 +246,7 @@ async fn a_stream_that_fails_says_so_after_its_replies() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn who_sends_to_a_channel_that_nobody_reads_waits() {
-    // Elsewhere, 200 items of 100 KB were taken in 0.03 s and kept in memory. A waiting channel holds up no other.
+    // X-CH. Elsewhere, 200 items of 100 KB were taken in 0.03 s and kept in memory. A waiting channel holds up no other.
     let cluster = Cluster::new();
     let [here, there] = cluster.start_all(["here", "there"]).await;
     let mut acceptor = there.accept("talk").await.unwrap();
@@ -325,6 +325,7 @@ async fn who_is_asked_for_the_wrong_thing_says_what_would_be_right() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_thousand_channels_to_a_peer_are_open_at_once_and_not_one_more() {
+    // X-CH.
     const MOST: usize = 1000;
     let cluster = Cluster::new();
     let [here, there] = cluster.start_all(["here", "there"]).await;
@@ -522,6 +523,7 @@ async fn a_group_has_one_queue_and_one_end_for_each_member() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn when_the_other_peer_leaves_the_channel_ends_with_that() {
+    // X-CH.
     let cluster = Cluster::new();
     let [here, there] = cluster.start_all(["here", "there"]).await;
     let mut acceptor = there.accept("talk").await.unwrap();
@@ -570,6 +572,7 @@ impl Carrier {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn over_a_link_that_is_cut_nothing_is_lost_or_comes_twice() {
+    // X-CH.
     let cluster = Cluster::new();
     let there = cluster.builder("there").local(false).kad(false).start().await.unwrap();
     let port: SocketAddr = {

@@ -40,6 +40,7 @@ fn the_first_start_makes_a_key_and_says_how_others_join() {
 
 #[test]
 fn a_message_goes_from_one_daemon_to_another() {
+    // E-CLI.
     let (near, far) = two_daemons();
     let listener = far.home.spawn(&["listen", "greetings/*", "--name", "readers", "--count", "3", "--json"]);
     let sent = near.home.json(&["send", "greetings/all", "hello"]);
@@ -69,6 +70,7 @@ fn lines_of_stdin_arrive_one_by_one_and_in_order() {
 
 #[test]
 fn what_a_daemon_knows_is_printed_as_objects() {
+    // E-CLI: lists.
     let (near, far) = two_daemons();
     let listener = far.home.spawn(&["listen", "a/*", "--name", "readers"]);
     near.home.ok(&["send", "a/b", "x"]); // so it listens
@@ -192,6 +194,7 @@ fn a_daemon_that_is_killed_is_noticed_and_can_be_started_again() {
 
 #[test]
 fn a_second_daemon_names_the_first() {
+    // E-NODE: a second start is an error.
     let home = Home::new();
     let daemon = home.run(&[]);
     let pid = daemon.running.child.id().to_string();
@@ -238,6 +241,7 @@ fn what_is_wrong_with_the_files_is_said_in_one_line_with_a_hint() {
 
 #[test]
 fn a_port_that_is_taken_and_a_path_that_is_too_long_are_said() {
+    // E-SRV.
     let home = Home::new();
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();
@@ -311,6 +315,7 @@ fn a_reader_that_has_read_enough_ends_the_listening_with_success() {
 
 #[test]
 fn what_does_not_speak_the_protocol_is_cut_off_and_the_daemon_goes_on() {
+    // E-SRV: who speaks nonsense is cut off, alone.
     let home = Home::new();
     let daemon = home.run(&[]);
     let hello = |version: u8| {
@@ -489,6 +494,15 @@ impl Daemon {
         fs::read_dir(format!("/proc/{}/fd", self.running.child.id())).unwrap().count()
     }
 
+    /// What its process has used of processors.
+    pub(crate) fn processor_time(&self) -> Duration {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.running.child.id())).unwrap();
+        let (_, after_name) = stat.rsplit_once(')').unwrap();
+        let ticks: u64 =
+            after_name.split_whitespace().skip(11).take(2).map(|ticks| ticks.parse::<u64>().unwrap()).sum();
+        Duration::from_millis(ticks * 10) // 100 in a second
+    }
+
     /// A program of its machine that listens, until the value is dropped.
     pub(crate) fn listener(&self, filter: &str, group: &str) -> impl Drop + use<> {
         self.home.spawn(&["listen", filter, "--name", group])
@@ -513,7 +527,7 @@ impl Daemon {
 }
 
 impl Running {
-    fn new(command: &mut Command) -> Self {
+    pub(crate) fn new(command: &mut Command) -> Self {
         let mut child = command.spawn().unwrap();
         let mut pipe = child.stderr.take().unwrap();
         let errors = std::thread::spawn(move || {

@@ -122,7 +122,7 @@ async fn a_program_that_acknowledges_itself_hands_back_what_it_drops() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_send_to_many_is_settled_when_all_of_them_are_whatever_becomes_of_them() {
-    // Q-API: a broadcast is acknowledged when all peers have it; with one that is gone, it never was.
+    // E-OUTBOX, Q-API: a broadcast is acknowledged when all peers have it; with one that is gone, it never was.
     let cluster = Cluster::new();
     let [sender, fast, slow, deaf] = cluster.start_all(["sender", "fast", "slow", "deaf"]).await;
     let mut quick = fast.listen("t").await.unwrap();
@@ -215,6 +215,7 @@ async fn a_link_that_is_cut_costs_no_acknowledged_message_and_none_comes_twice_o
 
 #[tokio::test(flavor = "multi_thread")]
 async fn over_a_cut_plain_messages_may_be_lost_but_none_is_swapped_with_acknowledged_ones() {
+    // E-CONN.
     let Cut { sender: _sender, receiver: _receiver, proxy, topic, mut messages } = Cut::new().await;
     let sending = tokio::spawn(async move {
         let mut receipts = Vec::new();
@@ -303,6 +304,7 @@ async fn a_worker_that_shuts_down_handles_what_it_has_if_it_is_quick() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_killed_worker_did_not_acknowledge_goes_to_another_or_waits_for_one() {
+    // Q-API.
     let cluster = Cluster::new();
     let sender = cluster.start("sender").await;
     let daemon = Daemon::with_key(&cluster.key, &address(&sender).await);

@@ -64,6 +64,7 @@ async fn check_apart(members: &[Node], foreign: &[Node]) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_wrong_key_is_refused_on_both_sides_and_not_tried_in_a_loop() {
+    // E-AUTH.
     let cluster = Cluster::new();
     let member = cluster.start("member").await;
     let (mut seen, address) = (member.events(), address(&member).await);

@@ -1,7 +1,7 @@
 //! Real peers on loopback, found through a runtime directory of their own; one binary, because linking takes long.
 //!
 //! Behaviours that other systems of this kind promise, or fail to keep, have ids such as `E-LB`; the test that covers one
-//! names it.
+//! names it, and `docs/CONFORMANCE.md` lists all.
 #![expect(clippy::unwrap_used, reason = "tests")]
 
 mod attached;
@@ -9,8 +9,10 @@ mod balancing;
 mod calls;
 mod channels;
 mod cluster;
+mod conformance;
 mod daemon;
 mod delivery;
+mod examples;
 mod keys;
 mod membership;
 mod proxy;

@@ -37,7 +37,7 @@ async fn peers_of_one_host_meet_without_being_told_of_each_other() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_peer_that_has_started_says_where_it_listens() {
-    // At once: whoever starts a peer and then asks for its address, or a ticket, is not told that there is none yet.
+    // E-SRV. At once: whoever starts a peer and then asks for its address, or a ticket, is not told that there is none yet.
     for _ in 0..10 {
         let node = Cluster::new().start("node").await;
         let (addresses, ticket) = (node.status().await.unwrap().addresses, node.invite().await.unwrap());
@@ -94,7 +94,7 @@ async fn what_happens_is_told_to_who_watches() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn two_thousand_filters_are_seen_whole() {
-    // Where all that a node listens to has to fit one multicast packet, others silently keep the old set.
+    // E-TOPO. Where all that a node listens to has to fit one multicast packet, others silently keep the old set.
     const FILTERS: usize = 2000;
     let cluster = Cluster::new();
     let [busy, a, b] = cluster.start_all(["busy", "a", "b"]).await;
@@ -119,6 +119,7 @@ async fn two_thousand_filters_are_seen_whole() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_listener_is_known_to_linked_peers_soon_after_it_is_known_at_home() {
+    // E-NODE.
     let cluster = Cluster::new();
     let [here, there] = cluster.start_all(["here", "there"]).await;
     let mut times = Vec::new();
@@ -202,6 +203,7 @@ async fn a_frozen_peer_delays_no_send_to_others_and_is_taken_out_until_it_lives_
 
 #[tokio::test(flavor = "multi_thread")]
 async fn when_one_of_two_workers_is_killed_the_other_gets_everything() {
+    // Q-API.
     let cluster = Cluster::new();
     let [sender, worker] = cluster.start_all(["sender", "worker"]).await;
     let daemon = Daemon::with_key(&cluster.key, &address(&sender).await);
@@ -256,6 +258,7 @@ async fn what_is_told_of_is_to_be_seen_already() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn after_the_end_every_question_is_answered_with_that() {
+    // E-NODE.
     let node = Cluster::new().start("node").await;
     within("it stops", node.clone().shutdown()).await;
     assert!(matches!(node.listen("t").await, Err(ListenError::Closed(_))));
@@ -330,6 +333,7 @@ async fn filters_over_the_limit_are_errors_and_those_below_hold() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_record_over_its_limit_is_an_error_and_the_mesh_goes_on() {
+    // E-TOPO.
     let cluster = Cluster::new();
     let [node, other] = cluster.start_all(["node", "other"]).await;
     let mut subscriptions = Vec::new();
@@ -347,6 +351,26 @@ async fn a_record_over_its_limit_is_an_error_and_the_mesh_goes_on() {
     assert_eq!(other.send(&last, &1).await.unwrap().sent, 1);
     assert_eq!(next(subscriptions.last_mut().unwrap()).await.seq, 1);
     assert_eq!(other.status().await.unwrap().counts.bad_records, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn peers_that_come_in_by_one_at_the_same_moment_hear_of_each_other() {
+    // E-TOPO. Each had greeted the first before that knew of the other, and nobody was there yet to hear of them.
+    let cluster = Cluster::new();
+    let first = Daemon::with_key(&cluster.key, "127.0.0.1:1");
+    let by = first.json(&["status"])["addresses"][0].as_str().unwrap().to_owned();
+    let join = async || cluster.builder("guest").local(false).kad(false).bootstrap([&by]).start().await.unwrap();
+    let mut slowest = Duration::ZERO;
+    for _ in 0..30 {
+        let began = now();
+        let guests = [join().await, join().await];
+        until("they are linked", async || guests[0].peers().await.unwrap().len() == 2).await;
+        slowest = slowest.max(began.elapsed());
+        let [a, b] = guests;
+        tokio::join!(a.shutdown(), b.shutdown());
+    }
+    println!("slowest of 30 meetings: {slowest:?}");
+    assert!(slowest < Duration::from_secs(3), "{slowest:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

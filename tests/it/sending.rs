@@ -29,6 +29,7 @@ async fn a_message_reaches_a_listener_of_another_peer() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn each_group_gets_each_message_once_and_its_nodes_share_them() {
+    // E-LB.
     for size in [1, 2, 3, 5] {
         check_shares(&[("workers", size)], &["jobs"]).await;
     }
@@ -36,12 +37,14 @@ async fn each_group_gets_each_message_once_and_its_nodes_share_them() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn groups_do_not_disturb_each_others_turns() {
+    // E-LB.
     check_shares(&[("a", 2), ("b", 2)], &["jobs"]).await;
     check_shares(&[("a", 1), ("b", 2), ("c", 3)], &["jobs"]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn topics_sent_alternately_do_not_disturb_each_others_turns() {
+    // E-LB.
     check_shares(&[("workers", 2)], &["jobs/small", "jobs/large"]).await;
 }
 
@@ -207,7 +210,7 @@ async fn overlapping_filters_of_one_node_are_one_receiver_and_each_subscription_
 
 #[tokio::test(flavor = "multi_thread")]
 async fn that_nobody_listens_is_said_and_costs_nothing() {
-    // E-NODE: has_listeners; a lazy send does not run its closure without listeners. E-TOPO: an unknown topic has nobody.
+    // E-LB: of nobody, nobody is picked. E-NODE: has_listeners; a lazy send does not run its closure without listeners. E-TOPO: an unknown topic has nobody.
     let cluster = Cluster::new();
     let [sender, listener] = cluster.start_all(["sender", "listener"]).await;
     let topic = sender.publisher("t").unwrap();
@@ -283,6 +286,7 @@ async fn a_chain_of_stages_works_only_while_somebody_wants_its_result() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn messages_are_numbered_per_sender_and_topic() {
+    // E-NODE: a publisher does what its node does.
     let cluster = Cluster::new();
     let [sender, listener] = cluster.start_all(["sender", "listener"]).await;
     let sibling = sender.sibling("sibling").await.unwrap();
@@ -386,6 +390,7 @@ async fn bad_topics_are_errors_and_nothing_is_sent() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_codec_arrives_as_it_was_sent() {
+    // E-CODEC.
     let cluster = Cluster::new();
     let [sender, listener] = cluster.start_all(["sender", "listener"]).await;
     let mut messages = listener.listen("t").await.unwrap();
@@ -404,7 +409,7 @@ async fn every_codec_arrives_as_it_was_sent() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn messages_arrive_in_order_and_exactly_once() {
-    // FIFO per sender, topic and receiver.
+    // Q-API: FIFO per sender, topic and receiver.
     const TOPICS: [&str; 3] = ["order/a", "order/b", "order/c"];
     let cluster = Cluster::new();
     let senders = cluster.start_all(["sender-1", "sender-2", "sender-3"]).await;

@@ -35,6 +35,7 @@ async fn one_that_says_nothing_is_let_go() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn one_that_sends_random_bytes_is_refused() {
+    // E-SRV.
     check(3, |mut stream| {
         let noise: Vec<u8> = (0..100_000).map(|_| rand::random()).collect();
         let _ = stream.write_all(&noise); // it is cut off in the middle

@@ -13,6 +13,7 @@ use crate::cluster::{Cluster, PATIENCE, end, listened_by, next, now, to_the_end,
 
 #[tokio::test(flavor = "multi_thread")]
 async fn drop_oldest_keeps_the_newest_and_says_how_many_went() {
+    // E-OUTBOX.
     let (sender, receiver, mut messages) = linked(small(Overflow::DropOldest)).await;
     send_and_arrive(&sender, &receiver, 100).await;
     let first = next(&mut messages).await;
@@ -84,6 +85,7 @@ async fn a_sender_waits_for_a_subscription_that_blocks_and_then_says_so_and_noth
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_steady_but_slow_reader_that_blocks_gets_everything_at_its_own_pace() {
+    // E-OUTBOX.
     let (sender, _receiver, mut messages) = linked(small(Overflow::Block)).await;
     let sending = tokio::spawn(async move {
         let mut sent = 0;
@@ -125,6 +127,7 @@ async fn a_sender_in_the_same_process_waits_for_a_subscription_that_blocks() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_subscription_that_blocks_holds_up_neither_other_nodes_nor_other_topics() {
+    // E-OUTBOX: nor does one that blocks on purpose.
     let cluster = Cluster::new();
     let [sender, near, far] = cluster.start_all(["sender", "near", "far"]).await;
     let slow = near.sibling("slow").await.unwrap();
@@ -173,6 +176,7 @@ async fn a_subscription_that_blocks_holds_up_neither_other_nodes_nor_other_topic
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_slow_subscription_that_drops_holds_up_nobody_at_all() {
+    // Q-API: E-OUTBOX: a slow consumer never blocks other topics.
     let cluster = Cluster::new();
     let [sender, near, far] = cluster.start_all(["sender", "near", "far"]).await;
     let slow = near.sibling("slow").await.unwrap();
@@ -198,6 +202,7 @@ async fn a_slow_subscription_that_drops_holds_up_nobody_at_all() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn memory_stays_bounded_under_a_flood_and_every_message_is_accounted_for() {
+    // E-OUTBOX.
     const FLOOD: u64 = 50_000;
     let options = ListenOptions { messages: 100, ..ListenOptions::default() };
     let (sender, receiver, mut messages) = linked(options).await;

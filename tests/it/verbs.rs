@@ -17,6 +17,7 @@ use crate::daemon::{Home, Running, keys, two_daemons, wait_until};
 
 #[test]
 fn a_command_answers_calls_from_another_machine() {
+    // E-CLI.
     let (near, far) = two_daemons();
     let _wc = serve(&far.home, &["wc", "--exec", "wc -c"]);
     let _cat = serve(&far.home, &["cat", "--exec", "cat", "--name", "copier", "--jobs", "3"]);
@@ -444,7 +445,7 @@ pub(crate) fn lines(output: &str) -> Vec<Value> {
 }
 
 /// Waits until all processes that are named in the file have ended.
-fn ended(pids: &Path) {
+pub(crate) fn ended(pids: &Path) {
     let text = fs::read_to_string(pids).unwrap();
     let pids: Vec<Pid> = text.split_whitespace().map(|pid| Pid::from_raw(pid.parse().unwrap()).unwrap()).collect();
     assert_eq!(pids.len(), 2);
