@@ -13,18 +13,20 @@ use libp2p::{Multiaddr, Swarm, gossipsub, kad};
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
-use tokio::time::{sleep_until, timeout};
+use tokio::time::sleep_until;
 use tracing::{debug, info, warn};
 
 use super::addresses::{parse, plan};
 use super::behaviour::{Behaviour, BehaviourEvent, members_topic};
 use super::command::{Alive, Command};
 use super::connections::{Connection, Remote};
+
 use super::dialer::{Dial, DialFailure, Dialer, DialerConfig};
 use super::dialing::failure_of;
 use super::discovery::local::SameHost;
 use super::discovery::mdns::{Mdns, MdnsConfig};
 use super::discovery::{Discovery, Found, Source};
+use super::leaving::Leaving;
 use super::peer_id::{from_libp2p, to_libp2p};
 use super::proof::{AcceptedKeys, AdmittedBy};
 use super::session::SessionEvent;
@@ -59,7 +61,7 @@ pub(super) struct Actor {
     pub(super) away: HashMap<PeerId, Instant>,
     pub(super) dials: HashMap<ConnectionId, Dial>,
     pub(super) sessions: mpsc::Sender<(ConnectionId, SessionEvent)>,
-    session_events: mpsc::Receiver<(ConnectionId, SessionEvent)>,
+    pub(super) session_events: mpsc::Receiver<(ConnectionId, SessionEvent)>,
     pub(super) edition: watch::Sender<Edition>,
     /// The current record was not gossiped: nobody was there.
     unheard: bool,
@@ -85,11 +87,11 @@ pub(super) struct Actor {
     pub(super) refused: u64,
 
     commands: mpsc::Receiver<Command>,
-    routes: watch::Sender<Arc<Routes>>,
+    pub(super) routes: watch::Sender<Arc<Routes>>,
     events: broadcast::Sender<Event>,
     held: FuturesUnordered<Held>,
     /// Set when the peer said goodbye; the loop ends when that is out.
-    pub(super) leaving: Option<(Instant, Option<oneshot::Sender<()>>)>,
+    pub(super) leaving: Option<Leaving>,
 }
 
 /// Resolves to what has ended when its handle is dropped.
@@ -241,7 +243,7 @@ impl Actor {
                 Some(ended) = self.held.next() => self.on(|actor| actor.on_handle_dropped(ended)),
                 () = sleep_until(deadline.into()) => self.on(Self::on_timer),
             }
-            if self.leaving.as_ref().is_some_and(|(until, _)| self.now >= *until || self.connections.is_empty()) {
+            if self.has_left() {
                 break;
             }
         }
@@ -492,7 +494,7 @@ impl Actor {
 
     fn deadline(&self) -> Instant {
         let scan = self.same_host.is_some().then_some(self.next_scan);
-        let leaving = self.leaving.as_ref().map(|(until, _)| *until);
+        let leaving = self.leaving.as_ref().map(|leaving| leaving.until);
         let closing = self.closing.iter().map(|(at, _)| *at).min();
         let away = self.away.values().min().copied();
         [
@@ -531,57 +533,6 @@ impl Actor {
         gone.into_iter().for_each(|peer| self.config.carried.gone(peer));
         self.on_key_timers();
     }
-
-    // The end.
-
-    /// Says goodbye. The loop goes on for a moment, so that it goes out.
-    fn leave(&mut self, reply: Option<oneshot::Sender<()>>) {
-        self.save_cache();
-        self.engine.leave(self.now);
-        self.same_host = None; // takes the file away
-        self.leaving = Some((self.now + GOODBYE, reply));
-    }
-
-    async fn stop(mut self) {
-        // 1. What was queued is written, as far as time allows.
-        let flush =
-            futures::future::join_all(self.links.all().into_iter().map(|link| async move { link.flushed().await }));
-        let drive = async {
-            loop {
-                self.swarm.select_next_some().await;
-            }
-        };
-        tokio::select! {
-            _ = timeout(FLUSH, flush) => {}
-            () = drive => {}
-        }
-        // 2. Connections close in order: what their streams still hold goes out first.
-        self.connections.values().for_each(Connection::abort);
-        let ids: Vec<ConnectionId> = self.connections.keys().copied().collect();
-        for id in ids {
-            self.swarm.close_connection(id);
-        }
-        let closed = async {
-            while !self.connections.is_empty() {
-                if let SwarmEvent::ConnectionClosed { connection_id, .. } = self.swarm.select_next_some().await {
-                    self.connections.remove(&connection_id);
-                }
-            }
-        };
-        let _ = timeout(CLOSE, closed).await; // who does not take our last bytes is left behind
-        self.links.clear();
-        self.routes.send_replace(Arc::default());
-        // 3. Multicast goodbye.
-        if let Some(mdns) = self.mdns.take() {
-            mdns.shutdown().await;
-        }
-        // 4. The swarm closes its sockets when it is dropped.
-        let reply = self.leaving.take().and_then(|(_, reply)| reply);
-        drop(self);
-        if let Some(reply) = reply {
-            let _ = reply.send(());
-        }
-    }
 }
 
 /// The tags under which the mesh is announced: one for each key that opens the door.
@@ -595,9 +546,3 @@ const SESSION_EVENTS: usize = 1024;
 const FOUND: usize = 256;
 /// Time between questions to the distributed hash table while nothing changes.
 const KAD_EVERY: Duration = Duration::from_secs(300);
-/// Time for the goodbye to leave before connections are closed.
-const GOODBYE: Duration = Duration::from_millis(50);
-/// Time for what is queued on links at the end.
-const FLUSH: Duration = Duration::from_secs(3);
-/// Time for connections to close.
-const CLOSE: Duration = Duration::from_millis(500);

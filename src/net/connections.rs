@@ -56,6 +56,11 @@ pub(super) struct Remote {
 }
 
 impl Connection {
+    /// Whether something that is to be told is not yet.
+    pub(super) fn has_to_tell(&self) -> bool {
+        self.up.as_ref().is_some_and(|up| !up.control.is_idle())
+    }
+
     pub(super) fn abort(&self) {
         if let Some(session) = &self.session {
             session.abort();
@@ -295,6 +300,10 @@ impl Actor {
     }
 
     pub(super) fn on_disconnected(&mut self, peer: libp2p::PeerId, id: ConnectionId, left: u32) {
+        // What it said before it went counts: that it leaves, most of all.
+        while let Ok((connection, event)) = self.session_events.try_recv() {
+            self.on_session_event(connection, event);
+        }
         self.end(id, DownReason::Closed);
         self.connections.remove(&id);
         if let Some(peer) = from_libp2p(&peer)

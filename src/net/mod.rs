@@ -21,6 +21,7 @@ mod dialing;
 mod discovery;
 mod gate;
 mod inlet;
+mod leaving;
 mod link;
 mod listening;
 mod loopback;

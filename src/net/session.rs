@@ -144,6 +144,11 @@ impl ControlSender {
         !matches!(self.blocks.try_send(encode_block(message)), Err(mpsc::error::TrySendError::Full(_)))
     }
 
+    /// Whether the writer has taken all that was to be said.
+    pub(super) fn is_idle(&self) -> bool {
+        self.blocks.capacity() == self.blocks.max_capacity()
+    }
+
     /// Asks the peer to pause sending on a topic to one of our nodes, or to go on. Never lost, never waits.
     pub(crate) fn set_paused(&self, node: u32, topic: Topic, paused: bool) {
         self.pauses.changed.lock().unwrap_or_else(PoisonError::into_inner).insert((node, topic), paused);
