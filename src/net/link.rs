@@ -42,8 +42,9 @@ struct Shared {
     /// The stream, once it is open, and what is being written to it.
     writing: Mutex<Option<Writing>>,
     began: Instant,
-    /// When frames last came to an empty queue, in microseconds since then.
+    /// When a frame last came to an empty queue, in microseconds since then, and whether it came after a rest.
     last_wake: AtomicU64,
+    rested: AtomicBool,
     /// The writer waits here for frames.
     filled: Notify,
     /// Senders wait here for room.
@@ -77,8 +78,6 @@ struct Queue {
     /// Frames of all kinds queued so far; how many of them the writer took.
     pushed: u64,
     taken_frames: u64,
-    /// How many it took at a time, last.
-    last_batch: u64,
     aliases: HashMap<Topic, u32>,
     introduced: HashSet<u32>,
     last_from: Option<u32>,
@@ -156,7 +155,7 @@ impl Link {
         let (filled, drained) = (Notify::new(), Notify::new());
         let (stalled, idle) = (AtomicBool::new(false), AtomicBool::new(true));
         let began = Instant::now();
-        let (writing, last_wake) = (Mutex::new(None), AtomicU64::new(0));
+        let (writing, last_wake, rested) = (Mutex::new(None), AtomicU64::new(0), AtomicBool::new(false));
         Self(Arc::new(Shared {
             epoch,
             limits,
@@ -167,6 +166,7 @@ impl Link {
             writing,
             began,
             last_wake,
+            rested,
             filled,
             drained,
         }))
@@ -230,12 +230,12 @@ impl Link {
         if room == Room::Limited && queue.is_full(self.0.limits, bytes) {
             return Err(Refused::Full);
         }
-        let (idle, alone) = (queue.segments.is_empty(), queue.last_batch <= 1);
+        let idle = queue.segments.is_empty();
         queue.put(message);
         drop(queue);
         // The writer looks again before it sleeps, so only the first frame has to wake it.
         if idle {
-            self.wake_writer(alone);
+            self.wake_writer();
         }
         Ok(())
     }
@@ -258,12 +258,12 @@ impl Link {
         if full {
             return Err(Refused::Full);
         }
-        let (idle, alone) = (queue.segments.is_empty(), queue.last_batch <= 1);
+        let idle = queue.segments.is_empty();
         let place = queue.pushed;
         queue.join_with(put, payload);
         drop(queue);
         if idle {
-            self.wake_writer(alone);
+            self.wake_writer();
         }
         Ok(place)
     }
@@ -438,9 +438,6 @@ impl Queue {
 
     fn take(&mut self) -> VecDeque<Segment> {
         self.taken += std::mem::take(&mut self.waiting);
-        if self.pushed > self.taken_frames {
-            self.last_batch = self.pushed - self.taken_frames;
-        }
         self.taken_frames = self.pushed;
         std::mem::take(&mut self.segments) // counted in `frames` and `bytes` until it is written
     }

@@ -145,11 +145,10 @@ impl Link {
         }
     }
 
-    /// A frame is there. On a link where nothing went for a moment, and where frames come one by one (`alone`), it is written here
-    /// and now, which spares a change of tasks; otherwise by the writer, which joins what comes meanwhile.
-    pub(super) fn wake_writer(&self, alone: bool) {
-        if alone
-            && self.rests()
+    /// A frame is there. On a link where frames come one by one, with rests between them, it is written here and now, which
+    /// spares a change of tasks; otherwise by the writer, which joins what comes meanwhile.
+    pub(super) fn wake_writer(&self) {
+        if self.rests()
             && let Ok(mut writing) = self.0.writing.try_lock()
             && let Some(writing) = &mut *writing
             // Otherwise the writer waits for the stream, which must go on to wake it.
@@ -161,11 +160,13 @@ impl Link {
         self.0.filled.notify_one(); // the writer goes on where this stopped, and meets what went wrong
     }
 
-    /// Whether nothing went for a moment, and notes that something does now.
+    /// Whether the last two frames came after a rest each, and notes that one comes now. The first of a burst comes after a
+    /// rest too, but the last of the burst before did not.
     fn rests(&self) -> bool {
         let now = self.0.began.elapsed().as_micros() as u64;
         let last = self.0.last_wake.swap(now, Ordering::Relaxed);
-        now.saturating_sub(last) > RESTS_AFTER_US
+        let rested = now.saturating_sub(last) > RESTS_AFTER_US;
+        self.0.rested.swap(rested, Ordering::Relaxed) && rested
     }
 
     /// Waits for frames. `false` when the link is closed.
