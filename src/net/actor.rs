@@ -171,7 +171,7 @@ impl Actor {
 
         let (sessions, session_events) = mpsc::channel(SESSION_EVENTS);
         let (routes, routes_out) = watch::channel(Arc::default());
-        loopback::start(me, &links, config.limits, config.max_message, &*config.carried);
+        loopback::start(me, &links, config.limits, config.max_message, &config.carried);
         let mut actor = Self {
             me,
             swarm,

@@ -323,6 +323,9 @@ impl Actor {
 
     /// Nothing was heard of the peer for long, or it said goodbye: what is kept of it goes.
     pub(super) fn forget(&mut self, peer: PeerId) {
+        if self.connections.values().any(|connection| connection.peer == peer) {
+            return; // it is coming back: what is kept of it is in use
+        }
         self.gone(peer);
         self.config.carried.forgotten(peer);
         if let Some(remains) = self.remotes.remove(&peer).and_then(|remote| remote.remains) {

@@ -109,7 +109,8 @@ impl Actor {
         }
         // A process that ended, or another one at its address: what was under way with it waits for nothing.
         let ended = match error {
-            DialError::Transport(errors) => errors.iter().any(|(_, error)| is_refused(error)),
+            // One address of several may be another machine's from here.
+            DialError::Transport(errors) => !errors.is_empty() && errors.iter().all(|(_, error)| is_refused(error)),
             DialError::WrongPeerId { .. } => true,
             _ => false,
         };

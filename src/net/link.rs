@@ -437,6 +437,9 @@ impl Queue {
     }
 
     fn take(&mut self) -> VecDeque<Segment> {
+        if self.closed {
+            return VecDeque::new(); // what was queued was let go, and counts as never taken
+        }
         self.taken += std::mem::take(&mut self.waiting);
         self.taken_frames = self.pushed;
         std::mem::take(&mut self.segments) // counted in `frames` and `bytes` until it is written

@@ -1,5 +1,7 @@
 //! A link from this peer to itself: what nodes of one process do together goes the same way as between processes.
 
+use std::sync::Arc;
+
 use tokio::io::duplex;
 use tracing::error;
 
@@ -9,18 +11,20 @@ use super::{Carried, Links};
 use crate::mesh::PeerId;
 
 /// Puts the link among the others. It ends when they are cleared.
-pub(super) fn start(me: PeerId, links: &Links, limits: LinkLimits, max_message: usize, carried: &dyn Carried) {
+pub(super) fn start(me: PeerId, links: &Links, limits: LinkLimits, max_message: usize, carried: &Arc<dyn Carried>) {
     let link = Link::new(1, limits, max_message);
     carried.up(me, &link);
     links.insert(me, link.clone(), None);
     let mut receiver = carried.receiver(me);
     let (ours, theirs) = duplex(PIPE);
-    let writing = link.clone();
+    let (writing, carried) = (link.clone(), Arc::clone(carried));
     let reading = async move {
         let inlet = Inlet::default();
         if let Err(error) = inlet.read(theirs, max_message, &link, &mut *receiver, || ()).await {
             error!(%error, "the link to oneself broke");
         }
+        link.close();
+        carried.down(me, &link);
     };
     // Whoever reads is patient with the greeting for a while only, and it goes out with the first frame.
     let opened = async {

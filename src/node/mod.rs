@@ -418,6 +418,7 @@ impl Node {
         }
         host.protocols.pubsub.inboxes().finish();
         host.protocols.pubsub.lanes().end();
+        host.protocols.calls.end();
         host.protocols.channels.finish();
     }
 }

@@ -445,6 +445,17 @@ impl Calls {
         }
     }
 
+    /// The peer has left: no answer will come.
+    pub(crate) fn end(&self) {
+        let peers: Vec<Arc<Pending>> =
+            self.peers.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect();
+        for pending in peers {
+            for (_, Waiting { end, .. }) in std::mem::take(&mut *pending.waiting()) {
+                let _ = end.send(End::Lost { written: true }); // who called may have given up
+            }
+        }
+    }
+
     pub(super) fn forget(&self, peer: PeerId) {
         self.peers.lock().unwrap_or_else(PoisonError::into_inner).remove(&peer);
     }

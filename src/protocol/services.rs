@@ -86,6 +86,8 @@ struct State {
     waiting: BTreeMap<u64, Incoming>,
     waiting_bytes: usize,
     next_ticket: u64,
+    /// Calls that ran and whose answers wait for room.
+    answering: usize,
     /// It takes nothing more.
     closed: bool,
     counts: ServiceStats,
@@ -103,7 +105,14 @@ struct Incoming {
 
 /// The calls of one data stream that are not answered yet.
 #[derive(Debug, Default)]
-struct Works(Mutex<HashMap<u64, Work>>);
+struct Works(Mutex<Noted>);
+
+#[derive(Debug, Default)]
+struct Noted {
+    calls: HashMap<u64, Work>,
+    /// Bytes of answers that found no room on the link yet.
+    unsent: usize,
+}
 
 #[derive(Debug)]
 enum Work {
@@ -202,6 +211,7 @@ impl Server {
             waiting: BTreeMap::new(),
             waiting_bytes: 0,
             next_ticket: 0,
+            answering: 0,
             closed: false,
             counts: ServiceStats::new(node, service.clone()),
             latency: Histogram::new_with_bounds(1, LONGEST_US, 1)
@@ -229,7 +239,7 @@ impl Server {
             let idle = self.idle.notified();
             {
                 let state = self.state();
-                if state.running == 0 && state.waiting.is_empty() {
+                if state.is_idle() {
                     return;
                 }
             }
@@ -240,10 +250,15 @@ impl Server {
     /// Runs the call, lets it wait, or turns it away.
     fn take(self: &Arc<Self>, incoming: Incoming) {
         let mut state = self.state();
+        if state.closed {
+            drop(state);
+            return answer_at_once(&incoming.link, incoming.call.call, Outcome::NotOffered);
+        }
         if state.running < self.options.concurrency {
             state.running += 1;
             drop(state);
-            return self.start(incoming);
+            self.start(incoming, false);
+            return;
         }
         let bytes = state.waiting_bytes + incoming.call.payload.len();
         if state.waiting.len() >= self.options.waiting
@@ -256,19 +271,25 @@ impl Server {
         let ticket = state.next_ticket;
         state.next_ticket += 1;
         state.waiting_bytes = bytes;
-        incoming.works.lock().insert(incoming.call.call, Work::Waits(Arc::clone(self), ticket));
+        let work = Work::Waits(Arc::clone(self), ticket);
+        incoming.works.lock().calls.insert(incoming.call.call, work);
         state.waiting.insert(ticket, incoming);
     }
 
-    fn start(self: &Arc<Self>, incoming: Incoming) {
+    /// Runs a call. One that has waited runs only if it was not taken back meanwhile.
+    fn start(self: &Arc<Self>, incoming: Incoming, waited: bool) -> bool {
         let (works, call) = (Arc::clone(&incoming.works), incoming.call.call);
         // Held until it is noted: the task may be done before.
         let mut noted = works.lock();
+        if waited && !noted.calls.contains_key(&call) {
+            return false;
+        }
         let turn = Turn { server: Arc::clone(self), held: Arc::default() };
         let held = Arc::clone(&turn.held);
         let task = tokio::spawn(run(turn, incoming));
         held.store(true, Ordering::Release);
-        noted.insert(call, Work::Runs(task.abort_handle()));
+        noted.calls.insert(call, Work::Runs(task.abort_handle()));
+        true
     }
 
     /// A call does not wait any more.
@@ -283,22 +304,34 @@ impl Server {
     fn next(self: &Arc<Self>) {
         let mut state = self.state();
         // Without a runtime, everything ends.
-        if Handle::try_current().is_ok()
+        while Handle::try_current().is_ok()
             && let Some((_, incoming)) = state.waiting.pop_first()
         {
             state.waiting_bytes -= incoming.call.payload.len();
             drop(state);
-            return self.start(incoming);
+            if self.start(incoming, true) {
+                return;
+            }
+            state = self.state();
         }
         state.running -= 1;
-        if state.running == 0 {
-            drop(state);
+        self.tell_if_idle(&state);
+    }
+
+    fn tell_if_idle(&self, state: &State) {
+        if state.is_idle() {
             self.idle.notify_waiters();
         }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn is_idle(&self) -> bool {
+        self.running == 0 && self.waiting.is_empty() && self.answering == 0
     }
 }
 
@@ -331,36 +364,68 @@ async fn run(turn: Turn, incoming: Incoming) {
     let request = Request { from: NodeId { peer, index: from }, service, codec, payload };
     let handled = AssertUnwindSafe(async { (server.handler)(request).await }).catch_unwind().await;
     let result = handled.unwrap_or_else(|panic| Err(Failure::panicked(&*panic)));
-    works.lock().remove(&call);
-    let failed = result.is_err();
     let busy = result.as_ref().is_err_and(|failure| failure.kind == Failure::BUSY);
-    answer(&link, call, result).await;
-    if busy {
-        server.state().counts.busy += 1; // it did not run
-    } else {
+    {
         let mut state = server.state();
-        state.counts.calls += 1;
-        state.counts.errors += u64::from(failed);
-        let took = u64::try_from(arrived.elapsed().as_micros()).unwrap_or(u64::MAX);
-        state.latency.saturating_record(took.clamp(1, LONGEST_US));
+        if busy {
+            state.counts.busy += 1; // it did not run
+        } else {
+            state.counts.calls += 1;
+            state.counts.errors += u64::from(result.is_err());
+            let took = u64::try_from(arrived.elapsed().as_micros()).unwrap_or(u64::MAX);
+            state.latency.saturating_record(took.clamp(1, LONGEST_US));
+        }
     }
-    drop(turn);
+    let answer = answer(call, result);
+    let put = |answer: &Answer, room| link.push(|out| frame::put_answer(out, answer), &answer.payload, room);
+    match put(&answer, Room::Limited) {
+        Err(Refused::TooLarge) => {
+            let text = format!("a reply of {} bytes is more than the caller takes", answer.payload.len());
+            let answer = self::answer(call, Err(Failure::new(Failure::BAD_REPLY, text)));
+            let _ = put(&answer, Room::Always); // a link that is closed has nobody at its other end who waits
+        }
+        // A caller that reads slowly keeps its answer, and nobody from the service.
+        Err(Refused::Full) => {
+            let _unsent = Unsent::new(&server, &works, answer.payload.len());
+            drop(turn);
+            let _ = link.push_when_room(|out| frame::put_answer(out, &answer), &answer.payload).await;
+        }
+        Ok(_) | Err(Refused::Closed | Refused::Paused) => {}
+    }
+    works.lock().calls.remove(&call);
 }
 
-async fn answer(link: &Link, call: u64, result: Result<(Codec, Bytes), Failure>) {
+fn answer(call: u64, result: Result<(Codec, Bytes), Failure>) -> Answer {
     let (outcome, codec, payload) = match result {
         Ok((codec, payload)) => (Outcome::Done, codec, payload),
         Err(failure) if failure.kind == Failure::BUSY => (Outcome::Busy, Codec::Bytes, Bytes::new()),
         Err(failure) => (Outcome::Failed, Codec::Cbor, encode(&failure)),
     };
-    let answer = Answer { call, outcome, codec, payload };
-    let pushed = link.push_when_room(|out| frame::put_answer(out, &answer), &answer.payload).await;
-    if pushed == Err(Refused::TooLarge) {
-        let text = format!("a reply of {} bytes is more than the caller takes", answer.payload.len());
-        let payload = encode(&Failure::new(Failure::BAD_REPLY, text));
-        let answer = Answer { call, outcome: Outcome::Failed, codec: Codec::Cbor, payload };
-        // A link that is closed has nobody at its other end who waits.
-        let _ = link.push_when_room(|out| frame::put_answer(out, &answer), &answer.payload).await;
+    Answer { call, outcome, codec, payload }
+}
+
+/// An answer that waits for room on its link.
+struct Unsent<'a> {
+    server: &'a Server,
+    works: &'a Works,
+    bytes: usize,
+}
+
+impl<'a> Unsent<'a> {
+    fn new(server: &'a Server, works: &'a Works, bytes: usize) -> Self {
+        let bytes = bytes + UNSENT_EACH;
+        server.state().answering += 1;
+        works.lock().unsent += bytes;
+        Self { server, works, bytes }
+    }
+}
+
+impl Drop for Unsent<'_> {
+    fn drop(&mut self) {
+        self.works.lock().unsent -= self.bytes;
+        let mut state = self.server.state();
+        state.answering -= 1;
+        self.server.tell_if_idle(&state);
     }
 }
 
@@ -382,7 +447,7 @@ impl Callers {
         match self.services.offer(call.node, &call.service) {
             None => answer_at_once(link, call.call, Outcome::NotOffered),
             Some(Offer::Channels) => answer_at_once(link, call.call, Outcome::NotCalled),
-            Some(Offer::Calls(_)) if self.services.draining.load(Ordering::Relaxed) => {
+            Some(Offer::Calls(_)) if self.services.draining.load(Ordering::Relaxed) || self.works.are_too_many() => {
                 answer_at_once(link, call.call, Outcome::Busy);
             }
             Some(Offer::Calls(server)) => server.take(Incoming {
@@ -408,7 +473,7 @@ impl Callers {
     }
 
     pub(super) fn cancel(&self, call: u64) {
-        let work = self.works.lock().remove(&call);
+        let work = self.works.lock().calls.remove(&call);
         match work {
             Some(Work::Runs(task)) => task.abort(),
             Some(Work::Waits(server, ticket)) => server.give_up(ticket),
@@ -419,13 +484,18 @@ impl Callers {
 
 impl Drop for Callers {
     fn drop(&mut self) {
-        let calls: Vec<u64> = self.works.lock().keys().copied().collect();
+        let calls: Vec<u64> = self.works.lock().calls.keys().copied().collect();
         calls.into_iter().for_each(|call| self.cancel(call));
     }
 }
 
 impl Works {
-    fn lock(&self) -> MutexGuard<'_, HashMap<u64, Work>> {
+    /// Whether the caller leaves so many answers unread that it gets no more.
+    fn are_too_many(&self) -> bool {
+        self.lock().unsent > MAX_UNSENT
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Noted> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -435,5 +505,8 @@ fn now() -> Instant {
     Instant::now()
 }
 
+/// Bytes of answers that wait for room on one link, each counted with what it takes besides: beyond, its calls are turned away.
+const MAX_UNSENT: usize = 64 << 20;
+const UNSENT_EACH: usize = 1 << 10;
 /// Calls that take longer count as an hour.
 const LONGEST_US: u64 = Duration::from_secs(3600).as_micros() as u64;

@@ -416,3 +416,43 @@ async fn a_node_offers_a_service_once_at_a_time() {
         drop(again);
     }
 }
+
+/// A process that leaves leaves no call of its own hanging.
+#[tokio::test(flavor = "multi_thread")]
+async fn calls_end_when_their_caller_leaves() {
+    let [server, client] = Cluster::new().start_all(["server", "client"]).await;
+    let works = Works::default();
+    let mine = works.clone();
+    let _slow = server.serve("slow", move |(): ()| mine.clone().wait()).await.unwrap();
+    let service = offered(&client, "slow", 1).await.with(patient());
+    let call = tokio::spawn(async move { service.call::<_, ()>(&()).await });
+    until("it runs", async || works.open() == 1).await;
+    let began = now();
+    client.shutdown().await;
+    let error = within("the call ends", call).await.unwrap().unwrap_err();
+    assert!(matches!(error, CallError::Disconnected(_) | CallError::Closed), "{error:?}");
+    assert!(began.elapsed() < Duration::from_secs(6), "{:?}", began.elapsed());
+    until("the handler is stopped", async || works.open() == 0).await;
+}
+
+/// Answers that a slow caller does not read keep nobody else from the service.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_caller_that_does_not_read_keeps_nobody_from_a_service() {
+    let [server, other] = Cluster::new().start_all(["server", "other"]).await;
+    let large = |size: usize| async move { Ok::<_, Failure>(vec![7_u8; size]) };
+    let two = ServeOptions { concurrency: 2, ..ServeOptions::default() };
+    let _serving = server.serve_with("large", two, large).await.unwrap();
+    let greedy = offered(&other, "large", 1).await.with(patient());
+    // More than the link holds at once, asked for together.
+    let size = 1 << 20;
+    let calls: Vec<_> = (0..40)
+        .map(|_| {
+            let greedy = greedy.clone();
+            tokio::spawn(async move { greedy.call::<_, Vec<u8>>(&size).await })
+        })
+        .collect();
+    for call in calls {
+        assert_eq!(within("each is answered", call).await.unwrap().unwrap().len(), size);
+    }
+    assert_eq!(server.call::<_, Vec<u8>>("large", &3).await.unwrap(), [7; 3]);
+}
