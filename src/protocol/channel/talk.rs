@@ -202,13 +202,19 @@ impl Talk {
 
     async fn pump_when_room(self: Arc<Self>) {
         loop {
-            let Some(link) = self.state().link.clone() else { break };
-            let mut changed = pin!(link.changed());
-            changed.as_mut().enable();
-            if self.state().pump(self.id) {
-                break;
-            }
-            changed.await; // or the link is lost: then it is another, or none
+            let link;
+            let mut changed = {
+                let mut state = self.state(); // held over both: the link that has no room is the one that is waited for
+                let Some(now) = state.link.clone() else { break };
+                link = now;
+                let mut changed = Box::pin(link.changed());
+                changed.as_mut().enable();
+                if state.pump(self.id) {
+                    break;
+                }
+                changed
+            };
+            changed.as_mut().await; // or the link is lost: then it is another, or none
         }
         self.act(|state| state.pumping = false);
     }
