@@ -351,7 +351,7 @@ async fn answer(link: &Link, call: u64, result: Result<(Codec, Bytes), Failure>)
     let (outcome, codec, payload) = match result {
         Ok((codec, payload)) => (Outcome::Done, codec, payload),
         Err(failure) if failure.kind == Failure::BUSY => (Outcome::Busy, Codec::Bytes, Bytes::new()),
-        Err(failure) => (Outcome::Failed, Codec::Cbor, encode(&failure)),
+        Err(failure) => (Outcome::Failed, Codec::Cbor, encode(&failure.shortened())),
     };
     let answer = Answer { call, outcome, codec, payload };
     let pushed = link.push_when_room(|out| frame::put_answer(out, &answer), &answer.payload).await;

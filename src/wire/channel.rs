@@ -248,7 +248,7 @@ fn put_say(out: &mut BytesMut, to: u64, end: u64, say: &Say) {
                 Closing::Closed => out.put_u8(1),
                 Closing::Failed(failure) => {
                     out.put_u8(2);
-                    out.put_slice(&encode(&shortened(failure)));
+                    out.put_slice(&encode(&failure.shortened()));
                 }
             }
         }
@@ -277,13 +277,6 @@ fn read_failure(body: &[u8]) -> Failure {
     decode(body).unwrap_or_else(|_| Failure::new("unknown", "it does not say why"))
 }
 
-/// A failure travels in the head of its frame: what is too long for that loses its end.
-fn shortened(failure: &Failure) -> Failure {
-    let cut = |text: &str| text.chars().take(MAX_FAILURE_TEXT).collect::<String>();
-    let causes = failure.causes.iter().take(MAX_CAUSES).map(|cause| cut(cause)).collect();
-    Failure { kind: cut(&failure.kind), message: cut(&failure.message), causes }
-}
-
 fn long(body: &mut Bytes) -> Result<u64, BadFrame> {
     body.try_get_u64().map_err(|_| BadFrame::Short)
 }
@@ -301,10 +294,6 @@ fn read_token(body: &mut Bytes) -> Result<Token, BadFrame> {
     body.try_copy_to_slice(&mut token).map_err(|_| BadFrame::Short)?;
     Ok(token)
 }
-
-/// Characters of each text of a failure that ends a channel, and how many causes it has at most.
-const MAX_FAILURE_TEXT: usize = 8 << 10;
-const MAX_CAUSES: usize = 16;
 
 const OPEN: u8 = 10;
 const ADOPT: u8 = 11;
@@ -324,7 +313,7 @@ mod tests {
     use super::super::frame::Frame;
     use super::super::split_block;
     use super::*;
-    use crate::mesh::Codec;
+    use crate::mesh::{Codec, MAX_FAILURE};
 
     fn there_and_back(frame: ChannelFrame) {
         let mut out = BytesMut::new();
@@ -376,11 +365,10 @@ mod tests {
 
     #[test]
     fn a_failure_that_is_too_long_is_cut() {
-        let failure =
-            Failure { causes: vec!["é".repeat(MAX_FAILURE_TEXT); 100], ..Failure::new("k", "ä".repeat(1 << 20)) };
+        let failure = Failure { causes: vec!["é".repeat(1000); 100], ..Failure::new("k", "ä".repeat(1 << 20)) };
         let mut out = BytesMut::new();
         ChannelFrame::Said { to: 1, end: 2, say: Say::Close { seq: 3, closing: Closing::Failed(failure) } }
             .put(&mut out);
-        assert!(out.len() < 300 << 10, "{}", out.len());
+        assert!(out.len() <= MAX_FAILURE + 30, "{}", out.len());
     }
 }
