@@ -492,7 +492,7 @@ impl Talk {
     fn accepted(self: &Arc<Self>, accepted: &Accepted, peer: PeerId, link: &Link) -> bool {
         self.act(|state| match &state.phase {
             Phase::Asking { peer: asked, answer: Some(answer), .. } if *asked == peer && !answer.is_closed() => {
-                state.accepted(accepted, link);
+                state.accepted(self.id, accepted, link);
                 true
             }
             Phase::Asking { .. } => false,
@@ -616,6 +616,25 @@ mod tests {
                 let closed = tokio::time::timeout(Duration::from_secs(20), talk.closed()).await;
                 assert_eq!(closed, Ok(TheirEnd::Lost(Lost::NotAdopted)));
             }
+        }
+    }
+
+    #[test]
+    fn a_new_channel_that_claims_to_go_on_fails() {
+        let peer = PeerId::from_bytes([1; 32]);
+        let (link, token, window) = (Link::new(1, LinkLimits { frames: 100, bytes: 1 << 20 }, 1 << 20), [1; 16], 100);
+        for (received, fails) in [(0, false), (1, true)] {
+            let (end, service) = (1, ServiceName::new("speak").unwrap());
+            let open = Open { end, node: 0, from: 0, window, token, service, request: Item::default() };
+            let (answer, mut answered) = oneshot::channel();
+            let frame = ChannelFrame::Open(open);
+            let phase = Phase::Asking { peer, frame, asked: true, answer: Some(answer) };
+            let talk = Arc::new(Talk::new(&Weak::new(), end, 0, NodeId { peer, index: 0 }, token, phase));
+            let standing = Standing { received, ..Standing::default() };
+            assert!(talk.accepted(&Accepted { to: end, end: 2, node: 0, window, token, standing }, peer, &link));
+            assert_eq!(answered.try_recv(), Ok(Answer::Accepted));
+            let end = talk.state().end.their_end().cloned();
+            assert_eq!(matches!(end, Some(TheirEnd::Failed(why)) if why.kind == Failure::PROTOCOL), fails);
         }
     }
 }

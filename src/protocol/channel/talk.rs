@@ -2,7 +2,6 @@
 
 use std::future::poll_fn;
 use std::ops::Deref;
-use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::{Context, Poll, Waker};
 
@@ -11,7 +10,7 @@ use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 
 use super::Channels;
-use crate::mesh::channel::{End, Lost, Say, Taken, TheirEnd, WINDOW};
+use crate::mesh::channel::{End, Lost, Say, Standing, Taken, TheirEnd, WINDOW};
 use crate::mesh::{Failure, Item, NodeId, PeerId};
 use crate::net::{Link, Refused, Room};
 use crate::wire::channel::{Accepted, Adopt, ChannelFrame, Refusal, Token};
@@ -391,8 +390,9 @@ impl State {
     }
 
     /// It said yes.
-    pub(super) fn accepted(&mut self, accepted: &Accepted, link: &Link) {
-        let Phase::Asking { peer, answer, .. } = &mut self.phase else { return };
+    pub(super) fn accepted(&mut self, id: u64, accepted: &Accepted, link: &Link) {
+        let Phase::Asking { peer, frame, answer, .. } = &mut self.phase else { return };
+        let is_new = matches!(frame, ChannelFrame::Open(_));
         let far = Far { peer: *peer, end: accepted.end, token: accepted.token };
         self.far_node = NodeId { peer: *peer, index: accepted.node };
         if let Some(answer) = answer.take() {
@@ -400,6 +400,9 @@ impl State {
         }
         self.end.go_on(accepted.window as usize, &accepted.standing);
         self.open(far, link);
+        if is_new && accepted.standing != Standing::default() {
+            self.break_off(id, &Failure::new(Failure::PROTOCOL, "a new channel goes on from where nothing is"));
+        }
     }
 
     /// A link to the far end's peer stands. It may be known already: readers can be ahead of who tells of links.
