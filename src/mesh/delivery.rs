@@ -10,6 +10,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Instant;
 
+use bytes::Bytes;
+
 /// What a receiver says of a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
@@ -245,6 +247,18 @@ const PREFETCH: usize = 256;
 const MAX_TOLD: usize = 2 * MAX_PENDING;
 /// A verdict was given.
 const SAID: u8 = u8::MAX;
+
+/// What is to wait behind others: a small payload is copied out of the large buffer that it was read into, so that a slow
+/// reader keeps no more than what it has to read.
+pub(crate) fn to_wait(payload: &mut Bytes) {
+    if payload.len() < SMALL {
+        *payload = Bytes::copy_from_slice(payload);
+    }
+}
+
+/// Payloads from so many bytes on take a fair part of the buffer that they were read into: copying them costs more than it
+/// saves.
+const SMALL: usize = 1 << 10;
 
 #[cfg(test)]
 mod tests {

@@ -44,6 +44,25 @@ impl Failure {
         Self::new(Self::PANICKED, text.unwrap_or_else(|| "the handler panicked".into()))
     }
 
+    /// As much of it as travels: at most [`MAX_FAILURE`] bytes encoded. First what programs look at, then what people read:
+    /// the kind, the message, as many causes as fit.
+    pub(crate) fn shortened(&self) -> Self {
+        let mut room = MAX_FAILURE - FRAME;
+        let mut fit = |text: &str, most: usize| {
+            let text = start_of(text, most.min(room.saturating_sub(HEAD)));
+            room -= (text.len() + HEAD).min(room);
+            text.to_owned()
+        };
+        let (kind, message) = (fit(&self.kind, MAX_KIND), fit(&self.message, MAX_FAILURE));
+        let fits = |cause: &&String| {
+            let cost = cause.len() + HEAD;
+            let fits = cost <= room;
+            room -= if fits { cost } else { room };
+            fits
+        };
+        Self { kind, message, causes: self.causes.iter().take_while(fits).cloned().collect() }
+    }
+
     /// The kind of a failure whose handler panicked.
     pub const PANICKED: &'static str = "panicked";
     /// The kind by which a handler says that it did nothing and has no time: the caller tries another node.
@@ -59,6 +78,12 @@ impl Failure {
     pub const TOO_LARGE: &'static str = "too-large";
     /// The kind of a failure that ends a channel whose other end does not keep to the protocol.
     pub const PROTOCOL: &'static str = "protocol";
+}
+
+/// The first bytes of a text, at most so many: whole characters.
+fn start_of(text: &str, most: usize) -> &str {
+    let end = (0..=most.min(text.len())).rev().find(|end| text.is_char_boundary(*end));
+    &text[..end.unwrap_or(0)]
 }
 
 impl<E: Error + 'static> From<E> for Failure {
@@ -87,8 +112,18 @@ impl fmt::Display for RemoteFailure {
 
 impl Error for RemoteFailure {}
 
+/// Bytes of an encoded failure: far less than any peer takes in one frame besides a payload.
+pub(crate) const MAX_FAILURE: usize = 4 << 10;
+/// Bytes of its kind.
+const MAX_KIND: usize = 512;
+/// Bytes that the encoding takes besides the texts, and for each of them.
+const FRAME: usize = 32;
+const HEAD: usize = 3;
+
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[derive(Debug, thiserror::Error)]
@@ -108,5 +143,36 @@ mod tests {
     fn a_panic_keeps_its_text() {
         let panic = std::panic::catch_unwind(|| panic!("no {}", "way")).unwrap_err();
         assert_eq!(Failure::panicked(&*panic), Failure::new(Failure::PANICKED, "no way"));
+    }
+
+    fn encoded(failure: &Failure) -> usize {
+        let mut out = Vec::new();
+        ciborium::into_writer(failure, &mut out).unwrap();
+        out.len()
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_shortened_fits_and_what_fits_is_not_shortened(
+            (kind, message) in ("[aé]{0,800}", "[aé]{0,5000}"),
+            causes in prop::collection::vec("[aé]{0,300}", 0..60),
+        ) {
+            let failure = Failure { kind, message, causes };
+            let short = failure.shortened();
+            prop_assert!(encoded(&short) <= MAX_FAILURE, "{} bytes", encoded(&short));
+            prop_assert!(failure.kind.starts_with(&short.kind) && failure.message.starts_with(&short.message));
+            prop_assert!(failure.causes.starts_with(&short.causes));
+            if failure.kind.len() <= MAX_KIND && encoded(&failure) + 4 * FRAME + HEAD * failure.causes.len() <= MAX_FAILURE {
+                prop_assert_eq!(&short, &failure);
+            }
+            prop_assert_eq!(short.shortened(), short);
+        }
+    }
+
+    #[test]
+    fn of_many_causes_as_many_are_kept_as_fit() {
+        let failure = Failure { causes: vec![String::new(); 10_000], ..Failure::new("k", "m") };
+        let short = failure.shortened();
+        assert!(short.causes.len() > 1000 && encoded(&short) <= MAX_FAILURE, "{} causes", short.causes.len());
     }
 }

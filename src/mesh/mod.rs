@@ -24,6 +24,8 @@ pub(crate) use balance::Turns;
 pub use balance::{Balance, Candidate, GroupBy, Policy};
 pub use channel::Item;
 pub use event::{DownReason, Event, What};
+#[cfg(test)]
+pub(crate) use failure::MAX_FAILURE;
 pub use failure::{Failure, RemoteFailure};
 pub use id::{BadId, Identity, NodeId, PeerId};
 pub use info::*;

@@ -33,7 +33,8 @@ pub struct Acceptor {
     node: Node,
     service: ServiceName,
     incoming: mpsc::Receiver<Incoming>,
-    _alive: KeepAlive,
+    /// `None` only until others are promised that it is there.
+    alive: Option<KeepAlive>,
 }
 
 /// A service whose channels a handler speaks with. Dropping it ends the service and all handlers; their channels close.
@@ -219,6 +220,9 @@ impl Node {
     ///
     /// # Errors
     /// The name is not one, the node offers it already, or the process has left the mesh.
+    ///
+    /// # Cancel safety
+    /// Dropped before it returns, the service is not offered.
     pub async fn accept(&self, service: &str) -> Result<Acceptor, ListenError> {
         let service = ServiceName::new(service)?;
         let (index, protocols) = (self.id().index, &self.0.host.protocols);
@@ -228,14 +232,10 @@ impl Node {
         }
         // First the line, then the promise to others that it is there.
         let incoming = protocols.channels.offer(index, service.clone()).ok_or_else(taken)?;
-        let alive = match self.0.host.net.serve(index, service.clone()).await {
-            Ok(Ok(alive)) => alive,
-            failed => {
-                self.withdraw(&service);
-                return Err(failed.map_or_else(Into::into, |failed| failed.map_or_else(Into::into, |_| taken().into())));
-            }
-        };
-        Ok(Acceptor { node: self.clone(), service, incoming, _alive: alive })
+        // Dropped here, by an error or with this future, it withdraws the line.
+        let mut acceptor = Acceptor { node: self.clone(), service: service.clone(), incoming, alive: None };
+        acceptor.alive = Some(self.0.host.net.serve(index, service).await??);
+        Ok(acceptor)
     }
 
     fn withdraw(&self, service: &ServiceName) {
@@ -387,6 +387,7 @@ impl Stream for Acceptor {
 
 impl Drop for Acceptor {
     fn drop(&mut self) {
+        self.alive = None; // others open none any more; who does so still is told that it is not there
         self.node.withdraw(&self.service); // locks for as long as a look-up takes
     }
 }

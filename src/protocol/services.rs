@@ -399,7 +399,7 @@ fn answer(call: u64, result: Result<(Codec, Bytes), Failure>) -> Answer {
     let (outcome, codec, payload) = match result {
         Ok((codec, payload)) => (Outcome::Done, codec, payload),
         Err(failure) if failure.kind == Failure::BUSY => (Outcome::Busy, Codec::Bytes, Bytes::new()),
-        Err(failure) => (Outcome::Failed, Codec::Cbor, encode(&failure)),
+        Err(failure) => (Outcome::Failed, Codec::Cbor, encode(&failure.shortened())),
     };
     Answer { call, outcome, codec, payload }
 }

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use crate::mesh::delivery::{Claimed, Verdict};
+use crate::mesh::delivery::{self, Claimed, Verdict};
 use crate::mesh::{Message, NodeId, PeerId, Topic, TopicFilter};
 use crate::net::ControlSender;
 
@@ -284,6 +284,9 @@ impl Inbox {
             state.remember(&message);
         }
         state.bytes += message.payload.len();
+        if !state.messages.is_empty() {
+            delivery::to_wait(&mut message.payload);
+        }
         state.messages.push_back(message);
         self.reader.wake();
         put
@@ -484,6 +487,18 @@ mod tests {
         assert_eq!(taken(&inbox), [(2, 1)]);
         assert_eq!(inbox.offer(message(3, 50)), Put::Taken);
         assert_eq!(taken(&inbox), [(3, 0)]);
+    }
+
+    #[test]
+    fn small_messages_that_wait_behind_others_do_not_keep_what_they_were_read_from() {
+        let inbox = inbox(9, 1000, Overflow::DropOldest);
+        let buffer = Bytes::from(vec![7; 64 << 10]);
+        for seq in 1..=3 {
+            inbox.offer(Message { payload: buffer.slice(1000..1010), ..message(seq, 0) });
+        }
+        assert_eq!(inbox.try_next().flatten().map(|first| first.payload.as_ptr()), Some(buffer[1000..].as_ptr()));
+        assert!(buffer.is_unique());
+        assert_eq!(inbox.try_next().flatten().map(|next| next.payload), Some(Bytes::from(vec![7; 10])));
     }
 
     #[test]

@@ -5,7 +5,7 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 use super::LENGTH;
 use super::frame::{BadFrame, codec_from, codec_to, cut, text};
 use super::message::{decode, encode};
-use crate::mesh::channel::{Closing, Say, Standing};
+use crate::mesh::channel::{Closing, Say, Standing, WINDOW};
 use crate::mesh::{Failure, Item, ServiceName};
 
 /// One frame of a channel.
@@ -104,13 +104,14 @@ impl ChannelFrame {
         let (to, end) = (long(&mut body)?, if kind == REFUSED { 0 } else { long(&mut body)? });
         let say = match kind {
             ADOPT => {
-                let (from, window) = (short(&mut body)?, short(&mut body)?);
+                let (from, window) = (short(&mut body)?, read_window(&mut body)?);
                 let (theirs, token) = (read_token(&mut body)?, read_token(&mut body)?);
                 return Ok(Self::Adopt(Adopt { to, theirs, end, from, window, token }));
             }
             ACCEPTED => {
-                let (node, window, token) = (short(&mut body)?, short(&mut body)?, read_token(&mut body)?);
-                let (received, next, held) = (long(&mut body)?, long(&mut body)?, short(&mut body)? as usize);
+                let (node, window, token) = (short(&mut body)?, read_window(&mut body)?, read_token(&mut body)?);
+                let (received, next) = (read_place(&mut body)?, read_place(&mut body)?);
+                let held = short(&mut body)? as usize;
                 let standing = Standing { received, next, held, ended: byte(&mut body)? != 0 };
                 return Ok(Self::Accepted(Accepted { to, end, node, window, token, standing }));
             }
@@ -183,7 +184,8 @@ impl ChannelFrame {
 
 impl Open {
     fn parse(mut body: Bytes) -> Result<Self, BadFrame> {
-        let (end, node, from, window) = (long(&mut body)?, short(&mut body)?, short(&mut body)?, short(&mut body)?);
+        let (end, node, from) = (long(&mut body)?, short(&mut body)?, short(&mut body)?);
+        let window = read_window(&mut body)?;
         let token = read_token(&mut body)?;
         let codec = codec_from(byte(&mut body)?)?;
         let len = usize::from(byte(&mut body)?);
@@ -248,7 +250,7 @@ fn put_say(out: &mut BytesMut, to: u64, end: u64, say: &Say) {
                 Closing::Closed => out.put_u8(1),
                 Closing::Failed(failure) => {
                     out.put_u8(2);
-                    out.put_slice(&encode(&shortened(failure)));
+                    out.put_slice(&encode(&failure.shortened()));
                 }
             }
         }
@@ -277,13 +279,6 @@ fn read_failure(body: &[u8]) -> Failure {
     decode(body).unwrap_or_else(|_| Failure::new("unknown", "it does not say why"))
 }
 
-/// A failure travels in the head of its frame: what is too long for that loses its end.
-fn shortened(failure: &Failure) -> Failure {
-    let cut = |text: &str| text.chars().take(MAX_FAILURE_TEXT).collect::<String>();
-    let causes = failure.causes.iter().take(MAX_CAUSES).map(|cause| cut(cause)).collect();
-    Failure { kind: cut(&failure.kind), message: cut(&failure.message), causes }
-}
-
 fn long(body: &mut Bytes) -> Result<u64, BadFrame> {
     body.try_get_u64().map_err(|_| BadFrame::Short)
 }
@@ -296,15 +291,25 @@ fn byte(body: &mut Bytes) -> Result<u8, BadFrame> {
     body.try_get_u8().map_err(|_| BadFrame::Short)
 }
 
+/// What the far end takes is kept here until it is taken there: no more than this end agrees to keep.
+fn read_window(body: &mut Bytes) -> Result<u32, BadFrame> {
+    short(body).and_then(|window| if window <= MAX_WINDOW { Ok(window) } else { Err(BadFrame::Window(window)) })
+}
+
+/// The number of an item to go on from: others can be counted from it for as long as a channel lasts.
+fn read_place(body: &mut Bytes) -> Result<u64, BadFrame> {
+    long(body).and_then(|place| if place < MAX_PLACE { Ok(place) } else { Err(BadFrame::Place(place)) })
+}
+
 fn read_token(body: &mut Bytes) -> Result<Token, BadFrame> {
     let mut token = Token::default();
     body.try_copy_to_slice(&mut token).map_err(|_| BadFrame::Short)?;
     Ok(token)
 }
 
-/// Characters of each text of a failure that ends a channel, and how many causes it has at most.
-const MAX_FAILURE_TEXT: usize = 8 << 10;
-const MAX_CAUSES: usize = 16;
+/// Largest window of an end.
+const MAX_WINDOW: u32 = 16 * WINDOW as u32;
+const MAX_PLACE: u64 = 1 << 63;
 
 const OPEN: u8 = 10;
 const ADOPT: u8 = 11;
@@ -324,7 +329,7 @@ mod tests {
     use super::super::frame::Frame;
     use super::super::split_block;
     use super::*;
-    use crate::mesh::Codec;
+    use crate::mesh::{Codec, MAX_FAILURE};
 
     fn there_and_back(frame: ChannelFrame) {
         let mut out = BytesMut::new();
@@ -339,7 +344,7 @@ mod tests {
         #[test]
         fn frames_read_back_as_written(
             (to, end, a, b) in any::<(u64, u64, u64, u64)>(),
-            (node, from, window) in any::<(u32, u32, u32)>(),
+            (node, from, window) in (any::<u32>(), any::<u32>(), 0..=MAX_WINDOW),
             (token, theirs) in any::<(Token, Token)>(),
             payload in prop::collection::vec(any::<u8>(), 0..200),
             why in 0..5u8,
@@ -348,7 +353,7 @@ mod tests {
             let service = ServiceName::new("speak").unwrap();
             there_and_back(ChannelFrame::Open(Open { end, node, from, window, token, service, request: item.clone() }));
             there_and_back(ChannelFrame::Adopt(Adopt { to, theirs, end, from, window, token }));
-            let standing = Standing { received: a, next: b, held: window as usize, ended: why == 1 };
+            let standing = Standing { received: a % MAX_PLACE, next: b % MAX_PLACE, held: window as usize, ended: why == 1 };
             there_and_back(ChannelFrame::Accepted(Accepted { to, end, node, window, token, standing }));
             there_and_back(ChannelFrame::Refused { to, why: Refusal::parse(why).unwrap() });
             let failure = Failure { causes: vec!["c".into()], ..Failure::new("kind", "text") };
@@ -375,12 +380,33 @@ mod tests {
     }
 
     #[test]
+    fn who_takes_too_much_or_goes_on_from_the_end_of_all_numbers_is_refused() {
+        let refused = |window, received, next| {
+            let standing = Standing { received, next, ..Standing::default() };
+            let service = ServiceName::new("speak").unwrap();
+            let token = Token::default();
+            let accepted = Accepted { to: 1, end: 2, node: 3, window, token, standing };
+            let open = Open { end: 1, node: 2, from: 3, window, token, service, request: Item::default() };
+            let adopt = Adopt { to: 1, theirs: token, end: 2, from: 3, window, token };
+            [ChannelFrame::Accepted(accepted), ChannelFrame::Open(open), ChannelFrame::Adopt(adopt)].map(|frame| {
+                let mut out = BytesMut::new();
+                frame.put(&mut out);
+                Frame::parse(split_block(&mut out, 1 << 20).unwrap().unwrap()).err()
+            })
+        };
+        assert_eq!(refused(MAX_WINDOW, MAX_PLACE - 1, MAX_PLACE - 1), [None, None, None]);
+        let large = Some(BadFrame::Window(u32::MAX));
+        assert_eq!(refused(u32::MAX, 0, 0), [large.clone(), large.clone(), large]);
+        assert_eq!(refused(0, MAX_PLACE, 0)[0], Some(BadFrame::Place(MAX_PLACE)));
+        assert_eq!(refused(0, 0, u64::MAX)[0], Some(BadFrame::Place(u64::MAX)));
+    }
+
+    #[test]
     fn a_failure_that_is_too_long_is_cut() {
-        let failure =
-            Failure { causes: vec!["é".repeat(MAX_FAILURE_TEXT); 100], ..Failure::new("k", "ä".repeat(1 << 20)) };
+        let failure = Failure { causes: vec!["é".repeat(1000); 100], ..Failure::new("k", "ä".repeat(1 << 20)) };
         let mut out = BytesMut::new();
         ChannelFrame::Said { to: 1, end: 2, say: Say::Close { seq: 3, closing: Closing::Failed(failure) } }
             .put(&mut out);
-        assert!(out.len() < 300 << 10, "{}", out.len());
+        assert!(out.len() <= MAX_FAILURE + 30, "{}", out.len());
     }
 }

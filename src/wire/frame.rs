@@ -125,6 +125,10 @@ pub(crate) enum BadFrame {
     Codec(u8),
     #[error("an answer of the unknown kind {0}")]
     Outcome(u8),
+    #[error("a channel with a window of {0} bytes, over the limit")]
+    Window(u32),
+    #[error("a channel that goes on from item {0}")]
+    Place(u64),
     #[error("a frame that ends before its header does")]
     Short,
     #[error("a name that is not UTF-8")]

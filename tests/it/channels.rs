@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use futures::{Stream, StreamExt, stream};
+use futures::{FutureExt, Stream, StreamExt, stream};
 use meshd::{
     AdoptError, Callee, Channel, ChannelError, ChannelHandle, Codec, Failure, Item, Node, OpenError, OpenOptions,
     RemoteFailure,
@@ -321,6 +321,22 @@ async fn who_is_asked_for_the_wrong_thing_says_what_would_be_right() {
     assert_eq!(receive::<u32>(&waiting[64]).await, None, "what was not accepted is closed");
     first.send(&1).await.unwrap();
     assert_eq!(receive(&waiting[0]).await, Some(1), "what was accepted goes on");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_stops_waiting_for_a_service_to_be_offered_can_offer_it_again() {
+    let cluster = Cluster::new();
+    let [here, there] = cluster.start_all(["here", "there"]).await;
+    let mut given_up = 0;
+    for _ in 0..20 {
+        given_up += u32::from(there.accept("speak").now_or_never().is_none());
+    }
+    assert!(given_up > 0);
+    let mut acceptor = there.accept("speak").await.unwrap();
+    let opened = open(&here, "speak").await;
+    let accepted = within("it is accepted", acceptor.next()).await.unwrap();
+    accepted.send(&1).await.unwrap();
+    assert_eq!(receive(&opened).await, Some(1));
 }
 
 #[tokio::test(flavor = "multi_thread")]

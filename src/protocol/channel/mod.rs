@@ -492,7 +492,7 @@ impl Talk {
     fn accepted(self: &Arc<Self>, accepted: &Accepted, peer: PeerId, link: &Link) -> bool {
         self.act(|state| match &state.phase {
             Phase::Asking { peer: asked, answer: Some(answer), .. } if *asked == peer && !answer.is_closed() => {
-                state.accepted(accepted, link);
+                state.accepted(self.id, accepted, link);
                 true
             }
             Phase::Asking { .. } => false,
@@ -545,19 +545,23 @@ impl Talk {
 
     fn gone(self: &Arc<Self>, peer: PeerId) {
         self.answered(peer, Answer::Lost);
-        self.act(|state| {
+        let orphaned = self.act(|state| {
             state.adopter.take_if(|(_, adopter, _)| *adopter == peer);
             if state.far.is_none_or(|far| far.peer != peer) {
-                return;
+                return false;
             }
             if state.adopter.is_none() {
-                return state.end.lose(Lost::Disconnected);
+                state.end.lose(Lost::Disconnected);
+                return false;
             }
             // It was handed over before, as who holds the token shows; how far its program came is not known.
             state.end.abandon();
             state.orphan();
-            self.take_adopter(state);
+            !self.take_adopter(state)
         });
+        if orphaned {
+            self.expire();
+        }
     }
 }
 
@@ -578,6 +582,59 @@ pub(crate) const MAX_OPENED: usize = 1000;
 /// Channels that another peer has opened to this one: some may be over there already, and not yet here.
 const MAX_ACCEPTED: usize = 2 * MAX_OPENED;
 /// How long an end that was handed over waits to be taken.
-const ADOPTION: Duration = Duration::from_secs(60);
+const ADOPTION: Duration = if cfg!(test) { Duration::from_millis(50) } else { Duration::from_secs(60) };
 /// Services whose turns are remembered.
 const MAX_TURNS: usize = 1 << 14;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::mesh::channel::TheirEnd;
+    use crate::net::LinkLimits;
+
+    #[tokio::test]
+    async fn an_end_whose_adopter_is_not_linked_when_its_peer_is_forgotten_waits_for_it_but_not_for_ever() {
+        let peer = |n| PeerId::from_bytes([n; 32]);
+        let link = || Link::new(1, LinkLimits { frames: 100, bytes: 1 << 20 }, 1 << 20);
+        for comes_back in [false, true] {
+            let channels = Channels::new("host".into(), Links::default(), Rules::default(), 1 << 20, ADOPTION);
+            let far_node = NodeId { peer: peer(1), index: 0 };
+            let talk = Arc::new(Talk::new(&channels.me, 1, 0, far_node, Token::default(), Phase::Open));
+            talk.state().open(Far { peer: peer(1), end: 5, token: Token::default() }, &link());
+            talk.state().end.open(WINDOW);
+            let adopt =
+                Adopt { to: 1, theirs: Token::default(), end: 6, from: 0, window: WINDOW as u32, token: [1; 16] };
+            let lost = link();
+            talk.adopt(adopt, peer(2), &lost);
+            lost.close();
+            talk.gone(peer(1));
+            if comes_back {
+                talk.adopt(adopt, peer(2), &link());
+                assert_eq!(talk.far_node().peer, peer(2));
+                assert_eq!(talk.state().end.their_end(), None);
+            } else {
+                let closed = tokio::time::timeout(Duration::from_secs(20), talk.closed()).await;
+                assert_eq!(closed, Ok(TheirEnd::Lost(Lost::NotAdopted)));
+            }
+        }
+    }
+
+    #[test]
+    fn a_new_channel_that_claims_to_go_on_fails() {
+        let peer = PeerId::from_bytes([1; 32]);
+        let (link, token, window) = (Link::new(1, LinkLimits { frames: 100, bytes: 1 << 20 }, 1 << 20), [1; 16], 100);
+        for (received, fails) in [(0, false), (1, true)] {
+            let (end, service) = (1, ServiceName::new("speak").unwrap());
+            let open = Open { end, node: 0, from: 0, window, token, service, request: Item::default() };
+            let (answer, mut answered) = oneshot::channel();
+            let frame = ChannelFrame::Open(open);
+            let phase = Phase::Asking { peer, frame, asked: true, answer: Some(answer) };
+            let talk = Arc::new(Talk::new(&Weak::new(), end, 0, NodeId { peer, index: 0 }, token, phase));
+            let standing = Standing { received, ..Standing::default() };
+            assert!(talk.accepted(&Accepted { to: end, end: 2, node: 0, window, token, standing }, peer, &link));
+            assert_eq!(answered.try_recv(), Ok(Answer::Accepted));
+            let end = talk.state().end.their_end().cloned();
+            assert_eq!(matches!(end, Some(TheirEnd::Failed(why)) if why.kind == Failure::PROTOCOL), fails);
+        }
+    }
+}

@@ -2,7 +2,6 @@
 
 use std::future::poll_fn;
 use std::ops::Deref;
-use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::{Context, Poll, Waker};
 
@@ -11,7 +10,7 @@ use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 
 use super::Channels;
-use crate::mesh::channel::{End, Lost, Say, Taken, TheirEnd, WINDOW};
+use crate::mesh::channel::{End, Lost, Say, Standing, Taken, TheirEnd, WINDOW};
 use crate::mesh::{Failure, Item, NodeId, PeerId};
 use crate::net::{Link, Refused, Room};
 use crate::wire::channel::{Accepted, Adopt, ChannelFrame, Refusal, Token};
@@ -202,13 +201,19 @@ impl Talk {
 
     async fn pump_when_room(self: Arc<Self>) {
         loop {
-            let Some(link) = self.state().link.clone() else { break };
-            let mut changed = pin!(link.changed());
-            changed.as_mut().enable();
-            if self.state().pump(self.id) {
-                break;
-            }
-            changed.await; // or the link is lost: then it is another, or none
+            let link;
+            let mut changed = {
+                let mut state = self.state(); // held over both: the link that has no room is the one that is waited for
+                let Some(now) = state.link.clone() else { break };
+                link = now;
+                let mut changed = Box::pin(link.changed());
+                changed.as_mut().enable();
+                if state.pump(self.id) {
+                    break;
+                }
+                changed
+            };
+            changed.as_mut().await; // or the link is lost: then it is another, or none
         }
         self.act(|state| state.pumping = false);
     }
@@ -385,8 +390,9 @@ impl State {
     }
 
     /// It said yes.
-    pub(super) fn accepted(&mut self, accepted: &Accepted, link: &Link) {
-        let Phase::Asking { peer, answer, .. } = &mut self.phase else { return };
+    pub(super) fn accepted(&mut self, id: u64, accepted: &Accepted, link: &Link) {
+        let Phase::Asking { peer, frame, answer, .. } = &mut self.phase else { return };
+        let is_new = matches!(frame, ChannelFrame::Open(_));
         let far = Far { peer: *peer, end: accepted.end, token: accepted.token };
         self.far_node = NodeId { peer: *peer, index: accepted.node };
         if let Some(answer) = answer.take() {
@@ -394,6 +400,9 @@ impl State {
         }
         self.end.go_on(accepted.window as usize, &accepted.standing);
         self.open(far, link);
+        if is_new && accepted.standing != Standing::default() {
+            self.break_off(id, &Failure::new(Failure::PROTOCOL, "a new channel goes on from where nothing is"));
+        }
     }
 
     /// A link to the far end's peer stands. It may be known already: readers can be ahead of who tells of links.
