@@ -59,7 +59,7 @@ impl PubSub {
         }
         self.check(outlet, payload)?;
         let deadline = deadline(options.timeout.unwrap_or(self.times.acknowledgement));
-        let mut state = outlet.state.lock().await;
+        let mut state = outlet.origin.state.lock().await;
         let mut sending = self.begin(outlet, &mut state, codec, payload, options);
         if !sending.waiting.is_empty() {
             sending.finish(deadline).await;
