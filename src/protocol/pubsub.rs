@@ -334,7 +334,7 @@ impl PubSub {
         };
         if sending.retains {
             state.retained.get_or_insert_default();
-            self.catch_up(&outlet.origin, state);
+            let _ = self.catch_up(&outlet.origin, state); // who has no room for it gets the new one, if need be later
             state.retained.get_or_insert_default().keep(Arc::new(sending.content()));
         } else {
             state.retained = None;

@@ -4,12 +4,15 @@ use std::collections::HashMap;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError, Weak};
 
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
 use tokio::sync::watch;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::super::delivery::Content;
 use super::{Origin, Outlet, PubSub, State, Way};
 use crate::mesh::{NodeId, Routes};
+use crate::net::{Link, Refused};
 
 /// What one node keeps on one topic, and who has it.
 #[derive(Debug, Default)]
@@ -56,6 +59,12 @@ impl Retained {
         lacking
     }
 
+    /// A node could not take the last message just now: it is tried again.
+    fn still_lacks(&mut self, node: NodeId) {
+        self.known.remove(&node);
+        self.generation = None;
+    }
+
     fn last(&self) -> Option<Arc<Content>> {
         self.last.clone()
     }
@@ -75,13 +84,13 @@ impl PubSub {
         origin.retains.store(retain, Ordering::Release);
     }
 
-    /// Gives the message that is kept to all that came since, before any newer one.
-    pub(super) fn catch_up(&self, origin: &Origin, state: &mut State) {
+    /// Gives the message that is kept to all that came since, before any newer one. Who has no room for it now gets what is
+    /// the last one later: gives the links to wait for.
+    pub(super) fn catch_up(&self, origin: &Origin, state: &mut State) -> Vec<Link> {
         let State { plan, retained, .. } = state;
-        let Some(retained) = retained else { return };
-        if !retained.is_behind(plan.generation) {
-            return;
-        }
+        let Some(retained) = retained.as_mut().filter(|retained| retained.is_behind(plan.generation)) else {
+            return Vec::new();
+        };
         let listening = || {
             let groups = plan.route.groups.iter().zip(&plan.ways);
             groups.flat_map(|(group, ways)| group.members.iter().zip(ways))
@@ -95,7 +104,10 @@ impl PubSub {
             Some((member.id, Listens { link, filters: member.filters }))
         });
         let lacking = retained.lacking(plan.generation, there);
-        let Some(last) = retained.last().filter(|last| !lacking.is_empty() && !last.is_over()) else { return };
+        let Some(last) = retained.last().filter(|last| !lacking.is_empty() && !last.is_over()) else {
+            return Vec::new();
+        };
+        let mut full: Vec<Link> = Vec::new();
         for (member, way) in listening().filter(|(member, _)| lacking.contains(&member.id)) {
             match way {
                 Way::Here => {
@@ -104,22 +116,47 @@ impl PubSub {
                         inbox.force(last.message());
                     }
                 }
-                // Refused by a link that is down: it comes with the next.
-                Way::Link { link, alias } => drop(link.push_again(&last.outgoing(*alias, None, &[member.id.index]))),
+                Way::Link { link, alias } => {
+                    match link.try_push(&last.outgoing(*alias, None, &[member.id.index])) {
+                        // To a link that is down: it comes with the next.
+                        Ok(()) | Err(Refused::Closed | Refused::TooLarge) => {}
+                        Err(Refused::Full | Refused::Paused) => {
+                            retained.still_lacks(member.id);
+                            if !full.iter().any(|known| known.is(link)) {
+                                full.push(link.clone());
+                            }
+                        }
+                    }
+                }
                 Way::Down => {}
             }
         }
+        full
     }
 }
 
-/// Gives what is kept to all that come.
+/// Gives what is kept to all that come, and to who had no room for it.
 async fn keep_up(pubsub: Arc<PubSub>, origin: Weak<Origin>, mut routes: watch::Receiver<Arc<Routes>>) {
-    while routes.changed().await.is_ok() {
-        let Some(origin) = origin.upgrade() else { return };
+    let give = async || {
+        let origin = origin.upgrade()?;
         let mut state = origin.state.lock().await;
         let group_by = state.plan.group_by; // whatever it is: all groups have all that listen
         pubsub.refresh(&origin, &mut state.plan, group_by);
-        pubsub.catch_up(&origin, &mut state);
+        Some(pubsub.catch_up(&origin, &mut state))
+    };
+    let mut full: Vec<Link> = Vec::new();
+    loop {
+        // Room that comes from here on is not missed; what came before is found.
+        let mut room: FuturesUnordered<_> = full.iter().map(Link::changed).collect();
+        let Some(now) = give().await else { return };
+        if now.iter().all(|link| full.iter().any(|waited| waited.is(link))) {
+            tokio::select! {
+                changed = routes.changed() => if changed.is_err() { return },
+                Some(()) = room.next() => {}
+            }
+        }
+        drop(room);
+        full = now;
     }
 }
 
@@ -134,7 +171,7 @@ mod tests {
     use super::super::{SendOptions, SendTimes};
     use super::*;
     use crate::mesh::{Codec, GroupBy, PeerId, Policy, Rules, kit};
-    use crate::net::{Link, LinkLimits, Links};
+    use crate::net::{LinkLimits, Links};
 
     fn node(index: u32) -> NodeId {
         NodeId { peer: PeerId::from_bytes([1; 32]), index }
@@ -219,5 +256,33 @@ mod tests {
         drop(scene.outlet);
         settle().await;
         assert_eq!(Handle::current().metrics().num_alive_tasks(), 0);
+    }
+
+    #[tokio::test]
+    async fn a_node_that_flaps_behind_a_full_link_fills_no_memory() {
+        let scene = Scene::new(10);
+        scene.pubsub.retain(&scene.outlet, true);
+        scene.send().await;
+        for n in 0..100 {
+            scene.listen(3, 1 + n % 2).await;
+        }
+        assert_eq!(scene.link.queued(), 10);
+        assert_eq!(Handle::current().metrics().num_alive_tasks(), 1);
+    }
+
+    #[tokio::test]
+    async fn who_could_take_nothing_gets_the_last_message_when_it_can() {
+        let scene = Scene::new(100);
+        scene.pubsub.retain(&scene.outlet, true);
+        scene.send().await;
+        scene.link.set_paused(1, kit::topic("t"), true);
+        scene.listen(3, 1).await;
+        assert_eq!(scene.queued(), 2);
+        scene.link.set_paused(7, kit::topic("t"), false); // a change that makes no room for it
+        settle().await;
+        assert_eq!(scene.queued(), 2);
+        scene.link.set_paused(1, kit::topic("t"), false);
+        settle().await;
+        assert_eq!(scene.queued(), 3, "without a change of routes, and to nobody else");
     }
 }
