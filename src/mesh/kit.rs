@@ -1,6 +1,6 @@
 //! What the tests of the core share: peers, records and instants by number.
 
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -8,7 +8,7 @@ use rand::SeedableRng;
 use rand::rngs::SmallRng;
 
 use super::record::{Edition, NodeEntry, Record, SignedRecord};
-use super::routes::{Group, GroupKey, Member};
+use super::routes::{Group, GroupKey, Member, PeerRoutes, Routes};
 use super::{Identity, NodeId, NodeName, PeerId, Topic, TopicFilter};
 
 pub(crate) fn peer(n: u32) -> PeerId {
@@ -52,6 +52,11 @@ pub(crate) fn record_with(n: u32, nodes: impl IntoIterator<Item = NodeEntry>) ->
         nodes: nodes.into_iter().collect(),
         leaving: false,
     }
+}
+
+/// The routes to that peer's nodes alone.
+pub(crate) fn routes_to(record: Record, generation: u64) -> Routes {
+    Routes::new(generation, vec![Arc::new(PeerRoutes::new(Arc::new(record)))])
 }
 
 /// A record of the peer, in that version, that nobody needs to verify.

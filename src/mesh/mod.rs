@@ -10,7 +10,7 @@ mod failure;
 mod id;
 mod info;
 #[cfg(test)]
-mod kit;
+pub(crate) mod kit;
 mod name;
 mod record;
 mod routes;

@@ -177,6 +177,11 @@ impl Link {
         self.0.epoch
     }
 
+    /// Whether they are one.
+    pub(crate) fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+
     /// The number that stands for a topic on this link. Announced at the first call.
     pub(crate) fn alias(&self, topic: &Topic) -> u32 {
         let mut queue = self.queue();
@@ -227,7 +232,7 @@ impl Link {
             return Err(Refused::Paused);
         }
         let bytes = frame::overhead(message.targets.len()) + message.payload.len();
-        if room == Room::Limited && queue.is_full(self.0.limits, bytes) {
+        if queue.refuses(bytes, room, self.0.limits) {
             return Err(Refused::Full);
         }
         let idle = queue.segments.is_empty();
@@ -251,11 +256,7 @@ impl Link {
             return Err(Refused::TooLarge);
         }
         let bytes = frame::overhead(0) + payload.len();
-        let full = match room {
-            Room::Limited => queue.is_full(self.0.limits, bytes),
-            Room::Always => queue.frames >= MAX_ALWAYS,
-        };
-        if full {
+        if queue.refuses(bytes, room, self.0.limits) {
             return Err(Refused::Full);
         }
         let idle = queue.segments.is_empty();
@@ -380,8 +381,11 @@ impl Queue {
         self.waiting += 1;
     }
 
-    fn is_full(&self, limits: LinkLimits, bytes: usize) -> bool {
-        self.frames >= limits.frames || (self.frames > 0 && self.bytes + bytes > limits.bytes)
+    fn refuses(&self, bytes: usize, room: Room, limits: LinkLimits) -> bool {
+        match room {
+            Room::Limited => self.frames >= limits.frames || (self.frames > 0 && self.bytes + bytes > limits.bytes),
+            Room::Always => self.frames >= MAX_ALWAYS,
+        }
     }
 
     /// Writes a frame of a head and a payload: the payload too if it is small, else it follows uncopied.
@@ -617,6 +621,27 @@ mod tests {
         };
         let (written, ()) = tokio::join!(link.write(async { Ok(ours) }), read_a_part);
         assert!(written.is_err());
+    }
+
+    #[test]
+    fn what_is_always_taken_has_an_end_too() {
+        let link = Link::new(1, LinkLimits { frames: 1, bytes: 1 }, 1);
+        let (topic, from_name, payload) = (topic(), NodeName::new("sender").unwrap(), Bytes::new());
+        let again = Outgoing {
+            topic: &topic,
+            alias: INLINE,
+            from: 0,
+            from_name: &from_name,
+            seq: 0,
+            codec: Codec::Bytes,
+            targets: &[0],
+            payload: &payload,
+            delivery: None,
+            until: None,
+            retains: false,
+        };
+        let taken = (0..=MAX_ALWAYS).take_while(|_| link.push_again(&again).is_ok()).count();
+        assert_eq!((taken + 1, link.push_again(&again)), (MAX_ALWAYS, Err(Refused::Full)), "a name is a frame too");
     }
 
     #[test]

@@ -103,7 +103,7 @@ impl Links {
         self.0.read().unwrap_or_else(PoisonError::into_inner).get(&peer).and_then(|(_, control)| control.clone())
     }
 
-    fn insert(&self, peer: PeerId, link: Link, control: Option<ControlSender>) {
+    pub(crate) fn insert(&self, peer: PeerId, link: Link, control: Option<ControlSender>) {
         self.0.write().unwrap_or_else(PoisonError::into_inner).insert(peer, (link, control));
     }
 

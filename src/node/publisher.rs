@@ -86,7 +86,8 @@ impl Publisher {
     }
 
     /// Whether the last message from now on is kept for who comes later: each subscription of a node that begins to listen,
-    /// or comes back, gets it once, before any newer one. It is kept by this node, and ends with it. A subscription that takes
+    /// or comes back, gets it once, before any newer one; one that has no room for it just then gets what is the last message when
+    /// it has. It is kept by this node, and ends with it. A subscription that takes
     /// the place of one with the same filter within a few milliseconds may pass for that, and get nothing.
     ///
     /// # Panics

@@ -136,13 +136,37 @@ impl Arrived {
             self.inboxes.clear();
             self.generation = generation;
         }
-        let at = self.inboxes.iter().position(|(known, _)| *known == node).unwrap_or_else(|| {
-            self.inboxes.push((node, all.matching(node, &self.topic)));
-            self.inboxes.len() - 1
-        });
-        &self.inboxes[at].1
+        if let Some(at) = self.inboxes.iter().position(|(known, _)| *known == node) {
+            return &self.inboxes[at].1;
+        }
+        // Only who listens is remembered: a peer may name any number of nodes that there are not.
+        let found = all.matching(node, &self.topic);
+        if found.is_empty() {
+            return &[];
+        }
+        self.inboxes.push((node, found));
+        self.inboxes.last().map_or(&[], |(_, inboxes)| inboxes)
     }
 }
 
 /// Nodes whose inboxes are remembered per topic of a link.
 const MAX_CACHED_NODES: usize = 1024;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::mesh::TopicFilter;
+    use crate::protocol::subscription::ListenOptions;
+
+    #[test]
+    fn nodes_that_do_not_listen_take_no_memory_and_those_that_do_are_found_again() {
+        let all = Inboxes::default();
+        let inbox = all.insert(7, TopicFilter::new("t").unwrap(), ListenOptions::default());
+        let mut arrived = Arrived::new(Topic::new("t").unwrap());
+        for node in 0..100 {
+            assert_eq!(arrived.inboxes(node, &all).len(), usize::from(node == 7));
+        }
+        assert!(Arc::ptr_eq(&arrived.inboxes(7, &all)[0], &inbox));
+        assert_eq!(arrived.inboxes.len(), 1);
+    }
+}

@@ -46,7 +46,7 @@ pub(crate) struct Lane {
 /// What this peer sent.
 #[derive(Debug, Default)]
 struct Out {
-    outbox: Outbox<Arc<Content>, oneshot::Sender<Verdict>>,
+    outbox: Outbox<Arc<Content>, oneshot::Sender<Settled>>,
     link: Option<Link>,
     gone: bool,
 }
@@ -79,8 +79,11 @@ pub(crate) struct Slot {
     lane: Arc<Lane>,
     id: u64,
     /// Ends without a verdict when the peer is gone.
-    pub(crate) verdict: oneshot::Receiver<Verdict>,
+    pub(crate) verdict: oneshot::Receiver<Settled>,
 }
+
+/// What became of a message at one node: taken, or why not.
+pub(crate) type Settled = Result<(), DropReason>;
 
 /// Why a lane takes no message.
 #[derive(Clone, Copy, Debug)]
@@ -228,7 +231,7 @@ impl Lane {
     pub(crate) fn hear(&self, id: u64, node: u32, verdict: Verdict) {
         let waiting = self.out().outbox.settle(id, node);
         if let Some(waiting) = waiting {
-            let _ = waiting.send(verdict); // nobody may want to know any more
+            let _ = waiting.send(settled(verdict)); // nobody may want to know any more
             self.room.notify_waiters();
         }
     }
@@ -258,12 +261,22 @@ impl Lane {
         let mut out = self.out();
         out.gone = false;
         let settled = out.outbox.settled(0);
+        let mut too_large = Vec::new();
         for pending in out.outbox.pending() {
             let targets: Vec<u32> = pending.targets().collect();
             let delivery = Some(Delivery { id: pending.id, settled });
             let alias = link.alias(&pending.parcel.topic);
-            if link.push_again(&pending.parcel.outgoing(alias, delivery, &targets)).is_err() {
-                break; // it is down already
+            match link.push_again(&pending.parcel.outgoing(alias, delivery, &targets)) {
+                // Nothing else waits on a new link, so what may be unsettled has room.
+                Ok(()) | Err(Refused::Full | Refused::Paused) => {}
+                // It was noted while there was no link to say so.
+                Err(Refused::TooLarge) => too_large.extend(targets.into_iter().map(|node| (pending.id, node))),
+                Err(Refused::Closed) => break, // it is down already: the rest goes out with the next
+            }
+        }
+        for (id, node) in too_large {
+            if let Some(waiting) = out.outbox.settle(id, node) {
+                let _ = waiting.send(Err(DropReason::TooLarge)); // nobody may want to know any more
             }
         }
         out.link = Some(link.clone());
@@ -359,6 +372,16 @@ impl Content {
     }
 }
 
+fn settled(verdict: Verdict) -> Settled {
+    match verdict {
+        Verdict::Taken => Ok(()),
+        Verdict::HandedBack => Err(DropReason::HandedBack),
+        Verdict::Overflow => Err(DropReason::Overflow),
+        Verdict::Expired => Err(DropReason::Expired),
+        Verdict::NotListening => Err(DropReason::NotListening),
+    }
+}
+
 /// Puts a message into all subscriptions of one node that select it.
 pub(crate) fn give(message: &Message, inboxes: &[Arc<Inbox>], mut put: impl FnMut(&Inbox, Message) -> Put) {
     let mut listens = false;
@@ -367,5 +390,39 @@ pub(crate) fn give(message: &Message, inboxes: &[Arc<Inbox>], mut put: impl FnMu
     }
     if !listens && let Claimed(Some(claim)) = &message.claimed {
         claim.note(Verdict::NotListening);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::net::LinkLimits;
+
+    #[test]
+    fn what_is_too_large_for_the_next_link_is_settled_and_stops_nothing_behind_it() {
+        let peer = PeerId::from_bytes([1; 32]);
+        let content = |size| {
+            Arc::new(Content {
+                topic: Topic::new("t").unwrap(),
+                from: NodeId { peer: PeerId::from_bytes([2; 32]), index: 0 },
+                from_name: NodeName::new("n").unwrap(),
+                seq: 1,
+                codec: Codec::Bytes,
+                payload: Bytes::from(vec![0; size]),
+                until: None,
+                retains: false,
+            })
+        };
+        let lanes = Lanes::new(1 << 20);
+        let post = |size| lanes.get(peer).post(&content(size), peer, &[0]).unwrap().pop().unwrap();
+        let (mut first, mut large, mut last) = (post(1), post(100), post(1));
+        let link = Link::new(1, LinkLimits { frames: 100, bytes: 1000 }, 10);
+        lanes.up(peer, &link);
+        assert_eq!(large.verdict.try_recv(), Ok(Err(DropReason::TooLarge)));
+        assert_eq!(link.queued(), 4, "a topic, a name, and the two others");
+        lanes.get(peer).hear(first.id, 0, Verdict::Taken);
+        lanes.get(peer).hear(last.id, 0, Verdict::HandedBack);
+        assert_eq!(first.verdict.try_recv(), Ok(Ok(())));
+        assert_eq!(last.verdict.try_recv(), Ok(Err(DropReason::HandedBack)));
     }
 }

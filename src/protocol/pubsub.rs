@@ -17,6 +17,7 @@ use rand::rngs::SmallRng;
 use smallvec::SmallVec;
 use tokio::sync::{Mutex as OrderedMutex, MutexGuard as OrderedGuard, watch};
 use tokio::time::{Instant, sleep};
+use tokio_util::task::AbortOnDropHandle;
 
 pub use self::options::{SendError, SendOptions};
 use self::retain::Retained;
@@ -55,21 +56,28 @@ pub(crate) struct SendTimes {
     pub(crate) acknowledgement: Duration,
 }
 
-/// One node's sending on one topic: what makes its messages leave in order.
+/// One node's sending on one topic, balanced in one way.
 #[derive(Debug)]
 pub(crate) struct Outlet {
+    origin: Arc<Origin>,
+    policy: Policy,
+    group_by: GroupBy,
+    turns: Arc<Mutex<Turns>>,
+}
+
+/// One node's sending on one topic, however balanced: what makes its messages leave in order, and numbers them in one
+/// sequence.
+#[derive(Debug)]
+struct Origin {
     topic: Topic,
     from: NodeId,
     from_name: NodeName,
     routes: watch::Receiver<Arc<Routes>>,
-    policy: Policy,
-    group_by: GroupBy,
-    turns: Arc<Mutex<Turns>>,
-    /// Whether the last message is kept for who comes later.
-    retains: Arc<AtomicBool>,
-    /// Held while a message is sent. A fair lock: who comes first sends first. Shared with outlets of another policy, so
-    /// that the numbers of a node's topic are one sequence.
-    state: Arc<OrderedMutex<State>>,
+    /// Whether the last message is kept for who comes later, and what gives it to them.
+    retains: AtomicBool,
+    keeper: Mutex<Option<AbortOnDropHandle<()>>>,
+    /// Held while a message is sent. A fair lock: who comes first sends first.
+    state: OrderedMutex<State>,
 }
 
 #[derive(Debug)]
@@ -185,8 +193,10 @@ impl PubSub {
         };
         let rng = SmallRng::from_rng(&mut rand::rng());
         let (policy, group_by) = self.rules.for_topic(&topic);
-        let state = Arc::new(OrderedMutex::new(State { seq: 0, plan: Plan::default(), rng, retained: None }));
-        Outlet { topic, from, from_name, routes, policy, group_by, turns, retains: Arc::default(), state }
+        let state = OrderedMutex::new(State { seq: 0, plan: Plan::default(), rng, retained: None });
+        let (retains, keeper) = (AtomicBool::new(false), Mutex::default());
+        let origin = Arc::new(Origin { topic, from, from_name, routes, retains, keeper, state });
+        Outlet { origin, policy, group_by, turns }
     }
 
     /// Sends one message, waiting for room at most as long as the options say.
@@ -200,9 +210,9 @@ impl PubSub {
         options: &SendOptions,
     ) -> Result<SendReport, SendError> {
         self.check(outlet, payload)?;
-        let mut state = match outlet.state.try_lock() {
+        let mut state = match outlet.origin.state.try_lock() {
             Ok(state) => state,
-            Err(_) => outlet.state.lock().await,
+            Err(_) => outlet.origin.state.lock().await,
         };
         let mut sending = self.begin(outlet, &mut state, codec, payload, options);
         if !sending.waiting.is_empty() {
@@ -257,7 +267,7 @@ impl PubSub {
         options: &SendOptions,
     ) -> Result<Option<SendReport>, SendError> {
         self.check(outlet, payload)?;
-        let Ok(mut state) = outlet.state.try_lock() else { return Ok(None) };
+        let Ok(mut state) = outlet.origin.state.try_lock() else { return Ok(None) };
         let mut sending = self.begin(outlet, &mut state, codec, payload, options);
         sending.give_up();
         Ok(Some(self.count(sending.report)))
@@ -266,21 +276,21 @@ impl PubSub {
     /// How many nodes listen to the outlet's topic.
     pub(crate) fn listeners(&self, outlet: &Outlet) -> usize {
         let count = |route: &Route| route.groups.iter().map(|group| group.members.len()).sum();
-        match outlet.state.try_lock() {
+        match outlet.origin.state.try_lock() {
             Ok(mut state) => {
-                self.refresh(outlet, &mut state.plan, outlet.group_by);
+                self.refresh(&outlet.origin, &mut state.plan, outlet.group_by);
                 count(&state.plan.route)
             }
             // A send is waiting; the answer does not have to.
             Err(_) => {
-                let routes = Arc::clone(&outlet.routes.borrow());
-                count(&routes.resolve(&outlet.topic, &self.host, outlet.group_by))
+                let routes = Arc::clone(&outlet.origin.routes.borrow());
+                count(&routes.resolve(&outlet.origin.topic, &self.host, outlet.group_by))
             }
         }
     }
 
     fn check(&self, outlet: &Outlet, payload: &Bytes) -> Result<(), SendError> {
-        if outlet.routes.has_changed().is_err() {
+        if outlet.origin.routes.has_changed().is_err() {
             return Err(SendError::Closed); // who made the routes is gone
         }
         if payload.len() > self.max_message {
@@ -306,7 +316,7 @@ impl PubSub {
         payload: &'a Bytes,
         options: &SendOptions,
     ) -> Sending<'a> {
-        self.refresh(outlet, &mut state.plan, outlet.grouping(&options.target));
+        self.refresh(&outlet.origin, &mut state.plan, outlet.grouping(&options.target));
         state.seq += 1;
         let mut sending = Sending {
             pubsub: self,
@@ -324,7 +334,7 @@ impl PubSub {
         };
         if sending.retains {
             state.retained.get_or_insert_default();
-            self.catch_up(outlet, state);
+            let _ = self.catch_up(&outlet.origin, state); // who has no room for it gets the new one, if need be later
             state.retained.get_or_insert_default().keep(Arc::new(sending.content()));
         } else {
             state.retained = None;
@@ -372,20 +382,20 @@ impl PubSub {
     }
 
     /// Looks the route up again if routes have changed since, or were last grouped otherwise.
-    fn refresh(&self, outlet: &Outlet, plan: &mut Plan, group_by: GroupBy) {
-        let routes = outlet.routes.borrow();
+    fn refresh(&self, origin: &Origin, plan: &mut Plan, group_by: GroupBy) {
+        let routes = origin.routes.borrow();
         if plan.generation == Some(routes.generation()) && plan.group_by == group_by {
             return;
         }
-        let route = routes.resolve(&outlet.topic, &self.host, group_by);
+        let route = routes.resolve(&origin.topic, &self.host, group_by);
         (plan.generation, plan.group_by) = (Some(routes.generation()), group_by);
         drop(routes);
-        let me = outlet.from.peer;
+        let me = origin.from.peer;
         let mut ways: HashMap<PeerId, Way> = HashMap::new();
         let mut way = |peer: PeerId| {
             let find = || match self.links.get(peer) {
                 _ if peer == me => Way::Here,
-                Some(link) => Way::Link { alias: link.alias(&outlet.topic), link },
+                Some(link) => Way::Link { alias: link.alias(&origin.topic), link },
                 None => Way::Down,
             };
             ways.entry(peer).or_insert_with(find).clone()
@@ -398,16 +408,16 @@ impl PubSub {
 
 impl Outlet {
     pub(crate) fn topic(&self) -> &Topic {
-        &self.topic
+        &self.origin.topic
     }
 
     /// Whether it keeps its last message.
     pub(crate) fn is_retaining(&self) -> bool {
-        self.retains.load(Ordering::Acquire)
+        self.origin.retains.load(Ordering::Acquire)
     }
 
     pub(super) fn routes(&self) -> &watch::Receiver<Arc<Routes>> {
-        &self.routes
+        &self.origin.routes
     }
 
     /// Which of these nodes gets a message that another could not take.
@@ -424,22 +434,12 @@ impl Outlet {
 
     /// The same node's sending on the same topic, balanced otherwise. Both number their messages in one sequence.
     pub(crate) fn balanced(&self, policy: Policy, group_by: GroupBy) -> Self {
-        Self {
-            topic: self.topic.clone(),
-            from: self.from,
-            from_name: self.from_name.clone(),
-            routes: self.routes.clone(),
-            policy,
-            group_by,
-            turns: Arc::default(),
-            retains: Arc::clone(&self.retains),
-            state: Arc::clone(&self.state),
-        }
+        Self { origin: Arc::clone(&self.origin), policy, group_by, turns: Arc::default() }
     }
 
     /// Whether somebody else sends with it, or with one made of it.
     pub(crate) fn is_shared(self: &Arc<Self>) -> bool {
-        Arc::strong_count(self) > 1 || Arc::strong_count(&self.state) > 1
+        Arc::strong_count(self) > 1 || Arc::strong_count(&self.origin) > 1
     }
 
     /// Where the plan's groups are in their turns.

@@ -15,7 +15,6 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 use super::super::delivery::{Content, Slot};
 use super::sending::Sending;
 use super::{Outlet, PubSub, SendError, SendOptions, deadline};
-use crate::mesh::delivery::Verdict;
 use crate::mesh::{Codec, DropReason, Group, GroupKey, NodeId, SendReport, Target};
 
 /// What will have become of a message that was sent: a future of its [`SendReport`], which is there when every receiver has
@@ -60,7 +59,7 @@ impl PubSub {
         }
         self.check(outlet, payload)?;
         let deadline = deadline(options.timeout.unwrap_or(self.times.acknowledgement));
-        let mut state = outlet.state.lock().await;
+        let mut state = outlet.origin.state.lock().await;
         let mut sending = self.begin(outlet, &mut state, codec, payload, options);
         if !sending.waiting.is_empty() {
             sending.finish(deadline).await;
@@ -161,8 +160,8 @@ impl Following {
                 Ok(mut slot) => {
                     fate.sent = true;
                     match timeout_at(self.deadline, &mut slot.verdict).await {
-                        Ok(Ok(Verdict::Taken)) => return fate,
-                        Ok(Ok(verdict)) => (slot.node, reason(verdict)),
+                        Ok(Ok(Ok(()))) => return fate,
+                        Ok(Ok(Err(why))) => (slot.node, why),
                         Ok(Err(_)) => (slot.node, DropReason::Gone),
                         Err(_) => {
                             slot.give_up();
@@ -233,15 +232,6 @@ impl Following {
             }
         }
         None
-    }
-}
-
-fn reason(verdict: Verdict) -> DropReason {
-    match verdict {
-        Verdict::Overflow => DropReason::Overflow,
-        Verdict::Expired => DropReason::Expired,
-        Verdict::NotListening => DropReason::NotListening,
-        Verdict::HandedBack | Verdict::Taken => DropReason::HandedBack,
     }
 }
 

@@ -116,9 +116,9 @@ impl Sending<'_> {
     }
 
     fn give_here(&mut self, node: u32) {
-        let peer = self.outlet.from.peer;
+        let peer = self.outlet.origin.from.peer;
         let mut full = Vec::new();
-        for inbox in self.pubsub.inboxes.matching(node, &self.outlet.topic) {
+        for inbox in self.pubsub.inboxes.matching(node, &self.outlet.origin.topic) {
             match inbox.offer(self.message()) {
                 Put::Full => full.push(inbox),
                 Put::Dropped => drop(self.pubsub.dropped.fetch_add(1, Ordering::Relaxed)),
@@ -138,10 +138,10 @@ impl Sending<'_> {
 
     fn push(&self, link: &Link, alias: u32, targets: &[u32]) -> Result<(), Refused> {
         link.try_push(&Outgoing {
-            topic: &self.outlet.topic,
+            topic: &self.outlet.origin.topic,
             alias,
-            from: self.outlet.from.index,
-            from_name: &self.outlet.from_name,
+            from: self.outlet.origin.from.index,
+            from_name: &self.outlet.origin.from_name,
             seq: self.seq,
             codec: self.codec,
             targets,
@@ -154,9 +154,9 @@ impl Sending<'_> {
 
     fn message(&self) -> Message {
         Message {
-            topic: self.outlet.topic.clone(),
-            from: self.outlet.from,
-            from_name: self.outlet.from_name.clone(),
+            topic: self.outlet.origin.topic.clone(),
+            from: self.outlet.origin.from,
+            from_name: self.outlet.origin.from_name.clone(),
             seq: self.seq,
             codec: self.codec,
             payload: self.payload.clone(),
@@ -169,9 +169,9 @@ impl Sending<'_> {
     /// The message, as it is kept.
     pub(super) fn content(&self) -> Content {
         Content {
-            topic: self.outlet.topic.clone(),
-            from: self.outlet.from,
-            from_name: self.outlet.from_name.clone(),
+            topic: self.outlet.origin.topic.clone(),
+            from: self.outlet.origin.from,
+            from_name: self.outlet.origin.from_name.clone(),
             seq: self.seq,
             codec: self.codec,
             payload: self.payload.clone(),
