@@ -281,21 +281,23 @@ pub(super) async fn services(place: Place, out: &mut Output) -> Result<Exit, Tro
     }
     let rows: Vec<_> = services
         .into_iter()
-        .map(|ServiceInfo { service, name, host, stats, .. }| {
+        .map(|ServiceInfo { service, node, name, host, stats }| {
             let figure = |figure: Option<u64>| figure.map_or_else(|| "-".to_owned(), |figure| figure.to_string());
             let stats = stats.as_ref();
             [
                 service.to_string(),
                 name.to_string(),
                 host,
+                format!("{}/{}", node.peer.short(), node.index),
                 figure(stats.map(|stats| stats.calls)),
                 figure(stats.map(|stats| stats.errors)),
                 figure(stats.map(|stats| stats.busy)),
+                figure(stats.map(|stats| stats.cancelled)),
                 stats.and_then(|stats| stats.p50_us).map_or_else(|| "-".to_owned(), micros),
             ]
         })
         .collect();
-    out.table(["SERVICE", "NODE", "HOST", "CALLS", "ERRORS", "BUSY", "P50"], &rows)?;
+    out.table(["SERVICE", "NODE", "HOST", "PEER", "CALLS", "ERRORS", "BUSY", "CANCELLED", "P50"], &rows)?;
     Ok(Exit::Done)
 }
 
@@ -311,7 +313,7 @@ fn print_service(service: &ServiceName, nodes: &[ServiceInfo], out: &mut Output)
             json!({
                 "node": one.name, "id": one.node.to_string(), "host": one.host,
                 "calls": stats.map(|stats| stats.calls), "errors": stats.map(|stats| stats.errors),
-                "busy": stats.map(|stats| stats.busy), "p50_us": stats.and_then(|stats| stats.p50_us),
+                "busy": stats.map(|stats| stats.busy), "cancelled": stats.map(|stats| stats.cancelled), "p50_us": stats.and_then(|stats| stats.p50_us),
             })
         })
         .collect();

@@ -131,6 +131,6 @@ async fn session(server: Arc<Server>, stream: UnixStream, room: bool) {
 /// Programs attached at once: each may hold an outbox and a node.
 pub(super) const MAX_CLIENTS: usize = 1024;
 /// How long a client may take to read its last messages.
-const GOODBYE: Duration = Duration::from_secs(1);
+const GOODBYE: Duration = Duration::from_millis(500);
 /// Pause after a failed accept.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);

@@ -238,4 +238,4 @@ fn host_name() -> NodeName {
 }
 
 /// How long leaving may take: service managers kill after 10 s or more.
-const SHUTDOWN: Duration = Duration::from_secs(5);
+const SHUTDOWN: Duration = Duration::from_millis(4700);

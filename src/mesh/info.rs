@@ -81,6 +81,8 @@ pub struct ServiceStats {
     pub errors: u64,
     /// Calls that were turned away because too many ran and waited.
     pub busy: u64,
+    /// Calls that were taken back while they ran: by a timeout, by their caller, or because their caller was lost.
+    pub cancelled: u64,
     /// Calls that run now.
     pub running: usize,
     /// Calls that wait for their turn now.
@@ -93,8 +95,8 @@ pub struct ServiceStats {
 
 impl ServiceStats {
     pub(crate) fn new(node: u32, service: ServiceName) -> Self {
-        let (calls, errors, busy, running, waiting) = (0, 0, 0, 0, 0);
-        Self { node, service, calls, errors, busy, running, waiting, p50_us: None, p99_us: None }
+        let (calls, errors, busy, cancelled, running, waiting) = (0, 0, 0, 0, 0, 0);
+        Self { node, service, calls, errors, busy, cancelled, running, waiting, p50_us: None, p99_us: None }
     }
 }
 

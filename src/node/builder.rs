@@ -1,6 +1,7 @@
 //! From settings to a running node.
 
 use std::path::PathBuf;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 
 use super::{Host, ListenError, ListenOptions, Node};
@@ -239,7 +240,15 @@ impl Builder {
             ..ListenOptions::default()
         };
         let event_loop = Mutex::new(Some(event_loop));
-        let host = Host { net, protocols, mesh, identity: identity_name, listen_options, event_loop };
+        let host = Host {
+            net,
+            protocols,
+            mesh,
+            identity: identity_name,
+            listen_options,
+            event_loop,
+            drained: AtomicBool::new(false),
+        };
         Ok(Node::host(Arc::new(host), name).await?)
     }
 }

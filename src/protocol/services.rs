@@ -116,7 +116,7 @@ struct Noted {
 
 #[derive(Debug)]
 enum Work {
-    Runs(AbortHandle),
+    Runs(AbortHandle, Arc<Server>),
     Waits(Arc<Server>, u64),
 }
 
@@ -288,7 +288,7 @@ impl Server {
         let held = Arc::clone(&turn.held);
         let task = tokio::spawn(run(turn, incoming));
         held.store(true, Ordering::Release);
-        noted.calls.insert(call, Work::Runs(task.abort_handle()));
+        noted.calls.insert(call, Work::Runs(task.abort_handle(), Arc::clone(self)));
         true
     }
 
@@ -475,7 +475,10 @@ impl Callers {
     pub(super) fn cancel(&self, call: u64) {
         let work = self.works.lock().calls.remove(&call);
         match work {
-            Some(Work::Runs(task)) => task.abort(),
+            Some(Work::Runs(task, server)) => {
+                task.abort();
+                server.state().counts.cancelled += 1;
+            }
             Some(Work::Waits(server, ticket)) => server.give_up(ticket),
             None => {} // answered already
         }
