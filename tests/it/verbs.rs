@@ -42,7 +42,7 @@ fn a_command_answers_calls_from_another_machine() {
     assert_eq!(names, ["cat", "wc"]);
     let wc = &services[1];
     assert_eq!(keys(wc), ["calls", "errors", "nodes", "p50_us", "service"]);
-    assert_eq!(keys(&wc["nodes"][0]), ["busy", "calls", "errors", "host", "id", "node", "p50_us"]);
+    assert_eq!(keys(&wc["nodes"][0]), ["busy", "calls", "cancelled", "errors", "host", "id", "node", "p50_us"]);
     assert_eq!((&wc["calls"], &wc["errors"], &wc["nodes"][0]["node"]), (&4.into(), &0.into(), &"wc".into()));
     assert!(wc["p50_us"].as_u64().unwrap() > 100, "to start a process takes longer: {wc}");
     let table = near.home.ok(&["services"]);
