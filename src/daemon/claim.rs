@@ -54,9 +54,19 @@ pub(super) async fn bind(path: &Path, home: &Path) -> Result<UnixListener, Daemo
         }
         Err(error) => return Err(DaemonError::io("use", path)(error)),
     }
-    let listener = UnixListener::bind(path).map_err(DaemonError::io("listen at", path))?;
-    // Its directory is for the owner alone, so nobody else could come in meanwhile.
-    fs::set_permissions(path, Permissions::from_mode(0o600)).map_err(DaemonError::io("close to others", path))?;
+    // Between binding and listening the system refuses whoever connects. So the name is given when it listens: whoever
+    // sees a living daemon's socket gets through. Its directory is for the owner alone, so nobody could come in earlier.
+    let unnamed = path.with_file_name(UNNAMED);
+    match fs::remove_file(&unnamed) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            return Err(DaemonError::io("remove", &unnamed)(error));
+        }
+        _ => {}
+    }
+    let listener = UnixListener::bind(&unnamed).map_err(DaemonError::io("listen at", &unnamed))?;
+    fs::set_permissions(&unnamed, Permissions::from_mode(0o600))
+        .map_err(DaemonError::io("close to others", &unnamed))?;
+    fs::rename(&unnamed, path).map_err(DaemonError::io("listen at", path))?;
     Ok(listener)
 }
 
@@ -81,6 +91,8 @@ fn write_pid(lock: &mut File) -> io::Result<()> {
     writeln!(lock, "{}", std::process::id())
 }
 
+/// What the socket is called until it listens; no longer than its name.
+const UNNAMED: &str = "meshd.new";
 /// Bytes of a socket's path: `sun_path` has 108 on Linux, 104 elsewhere, one of them for the end.
 const MAX_SOCKET_PATH: usize = if cfg!(target_os = "linux") { 107 } else { 103 };
 /// Bytes of a process id in text.
@@ -113,6 +125,23 @@ mod tests {
         assert!(matches!(bind(&path, home.path()).await, Err(DaemonError::AlreadyRuns { .. })));
         drop(listener);
         bind(&path, home.path()).await.unwrap();
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn who_sees_the_socket_of_a_daemon_that_starts_gets_through() {
+        let home = tempfile::tempdir().unwrap();
+        let path = home.path().join("meshd.sock");
+        for _ in 0..2000 {
+            let watched = path.clone();
+            let client = tokio::task::spawn_blocking(move || {
+                let _ = (0..10_000_000).find(|_| watched.exists());
+                std::os::unix::net::UnixStream::connect(watched).map(drop)
+            });
+            let listener = bind(&path, home.path()).await.unwrap();
+            client.await.unwrap().unwrap();
+            drop(listener);
+            fs::remove_file(&path).unwrap();
+        }
     }
 
     #[test]
