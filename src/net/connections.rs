@@ -63,7 +63,8 @@ pub(super) struct Remote {
 impl Remote {
     /// A link over a Unix socket broke. Once may be an accident; if it breaks again soon, the connection has to do.
     fn local_broke(&mut self, now: Instant) {
-        let again = self.local_broke.replace(now).is_some_and(|before| now.saturating_duration_since(before) < NOT_LOCAL);
+        let again =
+            self.local_broke.replace(now).is_some_and(|before| now.saturating_duration_since(before) < NOT_LOCAL);
         if again {
             self.not_local_until = Some(now + NOT_LOCAL);
         }

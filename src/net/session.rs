@@ -95,7 +95,7 @@ pub(super) enum Ended {
     #[error("the data stream failed")]
     Data(#[from] LinkError),
     #[error("the Unix socket failed")]
-    Local(#[source] LinkError),
+    Local(#[source] Option<LinkError>),
     #[error("a task of the link panicked")]
     Panicked,
 }
@@ -225,7 +225,7 @@ async fn live(start: Start, up: &mut Option<Link>) -> Result<std::convert::Infal
     let (opener, writing) = (streams.opener.clone(), link.clone());
     tasks.spawn(async move {
         if let Some(stream) = short_way {
-            return writing.write_to(stream).await.map_err(Ended::Local);
+            return writing.write_to(stream).await.map_err(|error| Ended::Local(Some(error)));
         }
         let stream = async { opener.open(Lane::Data).await.map(Stream::compat).map_err(std::io::Error::other) };
         Ok(writing.write(stream).await?)
@@ -292,7 +292,9 @@ async fn live(start: Start, up: &mut Option<Link>) -> Result<std::convert::Infal
             },
             stream = arrived(&mut expected), if receiver.is_some() => {
                 let Some(receiver) = receiver.take() else { return Err(Ended::Data(LinkError::OldEpoch)) };
-                tasks.spawn(reading.clone().read(stream, receiver, Ended::Local));
+                let reading = reading.clone().read(stream, receiver, |error| Ended::Local(Some(error)));
+                // Who ends a session says so on the connection, and then all of it ends.
+                tasks.spawn(async { reading.await.and(Err(Ended::Local(None))) });
             }
             () = silence.as_mut() => {
                 let deadline = Duration::from_millis(vitals.heard.load(Ordering::Relaxed)) + SILENCE;
