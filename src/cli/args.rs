@@ -127,7 +127,7 @@ pub(super) struct RunArgs {
     /// Do not find or announce peers by multicast DNS
     #[arg(long)]
     pub(super) no_mdns: bool,
-    /// Do not find peers of this host through its file system, only over the network
+    /// Treat peers of this host like those of others: found and linked over the network alone
     #[arg(long)]
     pub(super) no_local: bool,
 }

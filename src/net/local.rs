@@ -55,9 +55,17 @@ impl LocalLinks {
     pub(super) fn open(runtime: &Path, me: PeerId) -> Result<Self, LocalError> {
         claim(runtime)?;
         let folder = runtime.join(FOLDER);
-        claim(&folder)?;
         let path = folder.join(name(me));
-        let listener = listen(&path).map_err(|source| LocalError::Io { path: path.clone(), source })?;
+        let mut tries = 0;
+        let listener = loop {
+            claim(&folder)?;
+            match listen(&path) {
+                Ok(listener) => break listener,
+                // A peer that left just now took the directory away.
+                Err(error) if error.kind() == io::ErrorKind::NotFound && tries < TRIES => tries += 1,
+                Err(source) => return Err(LocalError::Io { path, source }),
+            }
+        };
         let awaited = Arc::<Awaited>::default();
         let swept = folder.clone();
         drop(tokio::task::spawn_blocking(move || sweep(&swept))); // a peer that is frozen may let one wait
@@ -217,5 +225,6 @@ const PENDING: usize = 64;
 /// Time for a token to be shown and accepted. On one host that takes a fraction of a millisecond.
 const PATIENCE: Duration = Duration::from_millis(500);
 const AFTER_ERROR: Duration = Duration::from_millis(100);
+const TRIES: usize = 10;
 /// Files looked at when sweeping: as many as there may be peers.
 const MAX_FILES: usize = 4096;

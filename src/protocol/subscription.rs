@@ -1,10 +1,14 @@
 //! What arrived for a node and was not taken yet: bounded, with a policy for when it is full.
 
-use std::collections::{HashMap, VecDeque};
+mod waiting;
+
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::task::{Context, Poll};
 
+pub(crate) use self::waiting::Batch;
+use self::waiting::Waiting;
 use futures::task::AtomicWaker;
 use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
@@ -74,8 +78,9 @@ pub(crate) struct Inbox {
 
 #[derive(Debug, Default)]
 struct State {
-    messages: VecDeque<Message>,
-    bytes: usize,
+    messages: Waiting,
+    /// A message was refused for want of room: who sends it waits.
+    refused: bool,
     /// Dropped before the front of the queue; dropped behind its end.
     lagged_front: u64,
     lagged_back: u64,
@@ -111,7 +116,11 @@ impl Inbox {
     pub(crate) fn offer(&self, message: Message) -> Put {
         let mut state = self.state();
         if self.options.overflow == Overflow::Block && self.is_full(&state) {
-            return if state.closed { Put::Closed } else { Put::Full };
+            if state.closed {
+                return Put::Closed;
+            }
+            state.refused = true;
+            return Put::Full;
         }
         self.put(&mut state, message)
     }
@@ -126,23 +135,75 @@ impl Inbox {
         let mut state = self.state();
         let (peer, topic) = (message.from.peer, message.topic.clone());
         let put = self.put(&mut state, message);
-        if self.options.overflow == Overflow::Block && put == Put::Taken && self.is_full(&state) {
-            let key = (peer, node, topic);
-            // Asked once, and again if messages go on coming: another subscription of the node may have let them go on, or
-            // the link is another by now.
-            let since = state.paused.get_mut(&key).map_or(0, |(_, since)| {
-                *since += 1;
-                *since
-            });
-            if since.is_multiple_of(ASK_AGAIN)
-                && state.paused.len() < MAX_PAUSED
-                && let Some(control) = control()
-            {
-                control.set_paused(node, key.2.clone(), true);
-                state.paused.insert(key, (control, since));
-            }
+        if put == Put::Taken {
+            self.pause(&mut state, (peer, node, topic), 1, control);
         }
         put
+    }
+
+    /// Takes many as [`Inbox::deliver`] takes one. Gives how many were dropped.
+    pub(crate) fn deliver_all(
+        &self,
+        batch: Batch,
+        node: u32,
+        control: impl FnOnce() -> Option<ControlSender>,
+    ) -> usize {
+        let mut state = self.state();
+        if state.closed {
+            return 0;
+        }
+        let key = (batch.from.peer, node, batch.topic.clone());
+        let (mut dropped, count) = (0, batch.len());
+        if self.has_room(&state, &batch) {
+            let lagged = std::mem::take(&mut state.lagged_back);
+            state.messages.push_all(batch, lagged);
+            self.reader.wake();
+        } else {
+            for message in batch {
+                dropped += usize::from(self.put(&mut state, message) == Put::Dropped);
+            }
+        }
+        self.pause(&mut state, key, count - dropped, control);
+        dropped
+    }
+
+    /// Whether all of them can wait together, and as they are.
+    fn has_room(&self, state: &State, batch: &Batch) -> bool {
+        if batch.is_mostly_other() {
+            return false;
+        }
+        if self.options.overflow == Overflow::Block {
+            return !self.is_flooded(state);
+        }
+        let messages = state.messages.len() + batch.len();
+        messages <= self.options.messages && state.messages.bytes() + batch.bytes() <= self.options.bytes
+    }
+
+    /// Asks the sender of so many messages that were taken to pause, if the queue blocks and is full.
+    fn pause(
+        &self,
+        state: &mut State,
+        key: (PeerId, u32, Topic),
+        taken: usize,
+        control: impl FnOnce() -> Option<ControlSender>,
+    ) {
+        if self.options.overflow != Overflow::Block || taken == 0 || !self.is_full(state) {
+            return;
+        }
+        // Asked once, and again if messages go on coming: another subscription of the node may have let them go on, or the
+        // link is another by now.
+        let (before, since) = state.paused.get_mut(&key).map_or((None, 0), |(_, since)| {
+            let before = *since;
+            *since += taken;
+            (Some(before), *since)
+        });
+        if before.is_none_or(|before| before / ASK_AGAIN < since / ASK_AGAIN)
+            && state.paused.len() < MAX_PAUSED
+            && let Some(control) = control()
+        {
+            control.set_paused(key.1, key.2.clone(), true);
+            state.paused.insert(key, (control, since));
+        }
     }
 
     /// Waits for room after [`Put::Full`]. Enable before trying again.
@@ -166,8 +227,10 @@ impl Inbox {
         let ends = popped.is_none() && state.draining && !state.closed;
         state.closed |= ends;
         let closed = state.closed;
-        let room = self.options.overflow == Overflow::Block && self.is_half_empty(&state);
+        let waits = state.refused || !state.paused.is_empty();
+        let room = waits && self.options.overflow == Overflow::Block && self.is_half_empty(&state);
         if room {
+            state.refused = false;
             for ((_, node, topic), (control, _)) in state.paused.drain() {
                 control.set_paused(node, topic, false);
             }
@@ -187,8 +250,7 @@ impl Inbox {
 
     /// Takes the first message whose time is not over off the queue.
     fn pop(&self, state: &mut State) -> Option<Message> {
-        while let Some(mut message) = state.messages.pop_front() {
-            state.bytes -= message.payload.len();
+        while let Some(mut message) = state.messages.pop() {
             message.lagged += std::mem::take(&mut state.lagged_front);
             if !is_over(&message) {
                 return Some(message);
@@ -238,8 +300,7 @@ impl Inbox {
     /// Takes nothing more, and hands back what senders want to hear of. The rest can still be read.
     pub(crate) fn hand_back(&self) {
         let mut state = self.state();
-        state.messages.retain(|message| message.claimed.0.as_ref().is_none_or(|claim| !claim.is_awaited()));
-        state.bytes = state.messages.iter().map(|message| message.payload.len()).sum();
+        state.messages.remove_awaited();
         drop(state);
         self.finish();
     }
@@ -266,8 +327,7 @@ impl Inbox {
                 return put;
             }
             while !state.messages.is_empty() && (blocks || self.is_full(state) || self.is_too_much(state, &message)) {
-                if let Some(oldest) = state.messages.pop_front() {
-                    state.bytes -= oldest.payload.len();
+                if let Some(oldest) = state.messages.pop() {
                     state.lagged_front += 1 + oldest.lagged;
                     note(&oldest, Verdict::Overflow);
                 }
@@ -283,29 +343,29 @@ impl Inbox {
         if message.retains {
             state.remember(&message);
         }
-        state.bytes += message.payload.len();
         if !state.messages.is_empty() {
             delivery::to_wait(&mut message.payload);
         }
-        state.messages.push_back(message);
+        state.messages.push(message);
         self.reader.wake();
         put
     }
 
     fn is_full(&self, state: &State) -> bool {
-        state.messages.len() >= self.options.messages || state.bytes > self.options.bytes
+        state.messages.len() >= self.options.messages || state.messages.bytes() > self.options.bytes
     }
 
     fn is_too_much(&self, state: &State, message: &Message) -> bool {
-        !state.messages.is_empty() && state.bytes + message.payload.len() > self.options.bytes
+        !state.messages.is_empty() && state.messages.bytes() + message.payload.len() > self.options.bytes
     }
 
     fn is_half_empty(&self, state: &State) -> bool {
-        state.messages.len() <= self.options.messages / 2 && state.bytes <= self.options.bytes / 2
+        state.messages.len() <= self.options.messages / 2 && state.messages.bytes() <= self.options.bytes / 2
     }
 
     fn is_flooded(&self, state: &State) -> bool {
-        state.messages.len() >= self.options.messages + FLOOD_MESSAGES || state.bytes >= 2 * self.options.bytes
+        state.messages.len() >= self.options.messages + FLOOD_MESSAGES
+            || state.messages.bytes() >= 2 * self.options.bytes
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
