@@ -17,6 +17,7 @@ mod routes;
 mod rules;
 #[cfg(test)]
 mod sim;
+mod size;
 mod topic;
 mod view;
 
@@ -36,4 +37,5 @@ pub use record::{MAX_NAMES_PER_NODE, MAX_NODES_PER_PEER, MAX_RECORD};
 pub(crate) use routes::{Group, GroupKey, Member, Route, Routes};
 pub use rules::BalanceRule;
 pub(crate) use rules::Rules;
+pub(crate) use size::{MAX_SMALL, Size};
 pub use topic::{Topic, TopicFilter};

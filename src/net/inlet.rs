@@ -5,11 +5,12 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use bytes::{Bytes, BytesMut};
 use smallvec::SmallVec;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use super::link::{HELLO_TIMEOUT, Link, LinkError};
-use crate::wire::frame::{self, BadFrame, Frame};
+use crate::wire::frame::{BadFrame, Frame};
 use crate::wire::message::{DataHello, PROTOCOL, Received, decode, encode_block};
+use crate::wire::parts::{self, Assembly, Taken, Whole};
 use crate::wire::split_block;
 
 /// What reads one peer's data streams, one behind the other, and counts what came.
@@ -57,11 +58,28 @@ impl Inlet {
         }
         stream.write_all(&encode_block(&hello)).await?;
         stream.flush().await?;
-        let max_frame = max_message + frame::overhead(frame::MAX_TARGETS);
+        let max_frame = parts::max_frame(max_message);
+        let mut assembly = Assembly::new(max_frame);
         let mut room = READ_LEAST;
         loop {
-            if !self.dispatch(hello.epoch, &mut received, max_frame, link, receiver)? {
+            if !self.dispatch(hello.epoch, &mut received, &mut assembly, max_frame, link, receiver)? {
                 return Ok(());
+            }
+            if assembly.open(&mut received, now)? {
+                while let Some(mut rest) = assembly.rest() {
+                    let read = stream.read_buf(&mut rest).await?;
+                    if read == 0 {
+                        return Err(LinkError::Cut);
+                    }
+                    heard();
+                    if let Some(whole) = assembly.read(read)
+                        && !self.dispatch_whole(hello.epoch, whole, link, receiver)?
+                    {
+                        return Ok(());
+                    }
+                }
+                // What comes next is likely a part too, of which little more than the head is to be copied.
+                room = READ_LEAST;
             }
             received.reserve(room);
             let read = stream.read_buf(&mut received).await?;
@@ -88,39 +106,86 @@ impl Inlet {
         &self,
         epoch: u64,
         received: &mut BytesMut,
+        assembly: &mut Assembly,
         max_frame: usize,
         link: &Link,
         receiver: &mut dyn Receive,
     ) -> Result<bool, LinkError> {
         // Held while frames are handed on, so that two streams of one peer never deliver at the same time.
-        let mut state = self.state();
-        if state.epoch != epoch || !state.open {
-            return Ok(false);
-        }
+        let Some(mut state) = self.reading(epoch) else { return Ok(false) };
         let mut bodies: SmallVec<[Bytes; FEW]> = SmallVec::new();
-        while let Some(body) = split_block(received, max_frame)? {
+        while parts::part_len(received, max_frame).is_none()
+            && let Some(body) = split_block(received, max_frame)?
+        {
             bodies.push(body);
         }
         let average = bodies.iter().map(Bytes::len).sum::<usize>() / bodies.len().max(1);
-        for mut body in bodies {
+        for body in bodies {
+            let mut body = match assembly.take(body, now)? {
+                Taken::Frame(body) => body,
+                Taken::Part => continue,
+                Taken::Whole(whole) => {
+                    state.hand_on(parse_whole(whole)?, link, receiver)?;
+                    continue;
+                }
+            };
             // A small frame among large ones whose payload waits for a slow reader would keep all of the buffer in memory.
             if body.len() < average / MUCH_LARGER {
                 body = Bytes::copy_from_slice(&body);
             }
-            let frame = Frame::parse(body)?;
-            state.messages += u64::from(matches!(frame, Frame::Message(_)));
-            if let Frame::Ping { nonce } = frame {
-                link.ping(nonce, true);
-            } else {
-                receiver.receive(frame, link)?;
-            }
+            state.hand_on(Frame::parse(body)?, link, receiver)?;
         }
         Ok(true)
+    }
+
+    /// Hands on a frame that came in parts. `false` as for [`Inlet::dispatch`].
+    fn dispatch_whole(
+        &self,
+        epoch: u64,
+        whole: Whole,
+        link: &Link,
+        receiver: &mut dyn Receive,
+    ) -> Result<bool, LinkError> {
+        let Some(mut state) = self.reading(epoch) else { return Ok(false) };
+        state.hand_on(parse_whole(whole)?, link, receiver)?;
+        Ok(true)
+    }
+
+    /// The right to hand on what came on that stream. `None` when a newer one took over.
+    fn reading(&self, epoch: u64) -> Option<MutexGuard<'_, InletState>> {
+        Some(self.state()).filter(|state| state.epoch == epoch && state.open)
     }
 
     fn state(&self) -> MutexGuard<'_, InletState> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+impl InletState {
+    fn hand_on(&mut self, frame: Frame, link: &Link, receiver: &mut dyn Receive) -> Result<(), BadFrame> {
+        self.messages += u64::from(matches!(frame, Frame::Message(_)));
+        if let Frame::Ping { nonce } = frame {
+            link.ping(nonce, true);
+            return Ok(());
+        }
+        receiver.receive(frame, link)
+    }
+}
+
+/// The time that a message had left when it began to come has gone on since.
+fn parse_whole(Whole { body, began }: Whole) -> Result<Frame, BadFrame> {
+    let mut frame = Frame::parse(body)?;
+    if let Frame::Message(message) = &mut frame
+        && let Some(left) = &mut message.head.left
+    {
+        let took = u32::try_from(now().saturating_duration_since(began).as_millis()).unwrap_or(u32::MAX);
+        *left = left.saturating_sub(took);
+    }
+    Ok(frame)
+}
+
+fn now() -> std::time::Instant {
+    Instant::now().into_std()
 }
 
 /// The greeting on a data stream.

@@ -1,10 +1,12 @@
 //! One way from this peer to another: a bounded queue, the task that writes it, and its counterpart that reads.
 //!
-//! Frames are encoded into the queue, so that what is small is joined there and written at once; large payloads are
-//! queued as they are and written uncopied. A link lives as long as one connection: a new connection is a new link with
+//! Frames are encoded into the queue, so that what is small is joined there and written at once; larger payloads are
+//! queued as they are and written uncopied. What is larger than [`MAX_SMALL`] is written in parts that take turns with
+//! everything else ([`turns`]). A link lives as long as one connection: a new connection is a new link with
 //! a higher epoch, and the receiver reads nothing of an older epoch once it greeted on a newer connection. So nothing
 //! comes twice and nothing out of order, across reconnects too.
 
+mod turns;
 mod writing;
 
 use std::collections::{HashMap, HashSet, VecDeque};
@@ -19,11 +21,13 @@ use bytes::{Bytes, BytesMut};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
+pub(crate) use self::turns::Order;
+use self::turns::{Parcel, Piece, Turn, Turns, Waiting};
 use self::writing::Writing;
-use crate::mesh::{Codec, NodeName, Topic};
-use crate::wire::TooLong;
+use crate::mesh::{Codec, MAX_SMALL, NodeName, Topic};
 use crate::wire::frame::{self, BadFrame, Delivery, INLINE, MessageHead};
 use crate::wire::message::{BadMessage, PROTOCOL};
+use crate::wire::{TooLong, parts};
 
 /// The sending end: what protocols put frames on. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -57,7 +61,7 @@ impl fmt::Debug for Shared {
     }
 }
 
-/// How much may wait for one peer. When full, `send` waits: a slow peer slows its own senders only.
+/// How much may wait for one peer: of small, of medium and of large frames each. When full, `send` waits: a slow peer slows its own senders only.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct LinkLimits {
     /// Frames. More smooths longer stalls and holds more memory.
@@ -66,20 +70,26 @@ pub(crate) struct LinkLimits {
     pub(crate) bytes: usize,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Queue {
     segments: VecDeque<Segment>,
-    /// Frames and bytes queued or being written.
-    frames: usize,
-    bytes: usize,
+    /// What is in segments, queued or being written.
+    queued: Waiting,
+    /// What is written in parts, and what waits for it.
+    turns: Turns,
+    /// Frames that came from there, or are there, and are not written.
+    frames_in_turn: usize,
     /// Messages queued and not yet taken by the writer; messages that it took.
     waiting: u64,
     taken: u64,
-    /// Frames of all kinds queued so far; how many of them the writer took.
+    /// Frames put into segments so far; how many of them the writer took.
     pushed: u64,
     taken_frames: u64,
+    /// Places in turns that the writer never took, once the link is closed.
+    untaken: HashSet<u64>,
     aliases: HashMap<Topic, u32>,
-    introduced: HashSet<u32>,
+    /// Names that the receiver knows, and which frame tells it.
+    introduced: HashMap<u32, u64>,
     last_from: Option<u32>,
     paused: HashSet<(u32, Topic)>,
     closed: bool,
@@ -89,8 +99,8 @@ struct Queue {
 #[derive(Debug)]
 enum Segment {
     /// Whole frames one behind the other, and possibly the header of the payload that comes next.
-    Joined { joined: BytesMut, frames: usize },
-    /// One large payload.
+    Joined { joined: BytesMut, frames: usize, messages: u64 },
+    /// The payload of the frame before.
     Payload(Bytes),
     /// One message whose time is limited, its header and its payload. What is over when its turn comes crosses as its
     /// header alone: the receiver counts it, and says so to who wants to hear it.
@@ -126,6 +136,15 @@ pub(crate) enum Room {
     Always,
 }
 
+/// Where a frame stands among those of a link, for [`Link::was_taken`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Place {
+    /// Among those that are written as they came.
+    Queued(u64),
+    /// Among those that take turns.
+    InTurn(u64),
+}
+
 /// Why a link takes no frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Refused {
@@ -151,7 +170,7 @@ pub(crate) struct Remains {
 
 impl Link {
     pub(crate) fn new(epoch: u64, limits: LinkLimits, max_message: usize) -> Self {
-        let queue = Mutex::new(Queue::default());
+        let queue = Mutex::new(Queue::new(max_message));
         let (filled, drained) = (Notify::new(), Notify::new());
         let (stalled, idle) = (AtomicBool::new(false), AtomicBool::new(true));
         let began = Instant::now();
@@ -193,7 +212,7 @@ impl Link {
         }
         let alias = queue.aliases.len() as u32 + 1;
         queue.aliases.insert(topic.clone(), alias);
-        queue.join(|out| frame::put_topic(out, alias, topic));
+        queue.join(|out| frame::put_topic(out, alias, topic), 0);
         drop(queue);
         self.0.filled.notify_one();
         alias
@@ -227,27 +246,40 @@ impl Link {
         if message.payload.len() > self.0.max_message {
             return Err(Refused::TooLarge);
         }
+        let lane = queue.lane(message.payload.len(), || Order::Topic(message.from, message.topic.clone()));
         let pauses = |target: &u32| queue.paused.contains(&(*target, message.topic.clone()));
         if !queue.paused.is_empty() && room == Room::Limited && message.targets.iter().any(pauses) {
             return Err(Refused::Paused);
         }
         let bytes = frame::overhead(message.targets.len()) + message.payload.len();
-        if queue.refuses(bytes, room, self.0.limits) {
+        if queue.refuses(lane.is_some(), message.payload.len(), bytes, room, self.0.limits) {
             return Err(Refused::Full);
         }
-        let idle = queue.segments.is_empty();
-        queue.put(message);
+        let (idle, takes_turns) = (queue.is_empty(), lane.is_some());
+        queue.put(message, lane);
         drop(queue);
-        // The writer looks again before it sleeps, so only the first frame has to wake it.
-        if idle {
-            self.wake_writer();
-        }
+        self.queued_one(idle, takes_turns);
         Ok(())
     }
 
-    /// Queues a frame that is no message: what `put` writes, and the payload behind it. Gives its place among all frames
-    /// of the link, for [`Link::was_taken`].
-    pub(crate) fn push(&self, put: impl FnOnce(&mut BytesMut), payload: &Bytes, room: Room) -> Result<u64, Refused> {
+    /// The writer looks again before it sleeps, so only the first frame has to wake it.
+    fn queued_one(&self, idle: bool, takes_turns: bool) {
+        if idle && takes_turns {
+            self.0.filled.notify_one(); // nobody else writes what is large
+        } else if idle {
+            self.wake_writer();
+        }
+    }
+
+    /// Queues a frame that is no message: what `put` writes, and the payload behind it. It stays behind all before it of
+    /// the same order.
+    pub(crate) fn push(
+        &self,
+        order: Order,
+        put: impl FnOnce(&mut BytesMut),
+        payload: &Bytes,
+        room: Room,
+    ) -> Result<Place, Refused> {
         let mut queue = self.queue();
         if queue.closed {
             return Err(Refused::Closed);
@@ -255,42 +287,77 @@ impl Link {
         if payload.len() > self.0.max_message {
             return Err(Refused::TooLarge);
         }
+        let lane = queue.lane(payload.len(), || order);
         let bytes = frame::overhead(0) + payload.len();
-        if queue.refuses(bytes, room, self.0.limits) {
+        if queue.refuses(lane.is_some(), payload.len(), bytes, room, self.0.limits) {
             return Err(Refused::Full);
         }
-        let idle = queue.segments.is_empty();
-        let place = queue.pushed;
-        queue.join_with(put, payload);
+        let (idle, takes_turns) = (queue.is_empty(), lane.is_some());
+        let place = if let Some(order) = lane {
+            let mut head = BytesMut::new();
+            put(&mut head);
+            queue.put_in_turn(order, head, payload, None, None)
+        } else {
+            let place = Place::Queued(queue.pushed);
+            queue.join_with(put, payload, 0);
+            place
+        };
         drop(queue);
-        if idle {
-            self.wake_writer();
-        }
+        self.queued_one(idle, takes_turns);
         Ok(place)
     }
 
     /// Queues a frame as [`Link::push`] does, and waits for room as long as it takes.
-    pub(crate) async fn push_when_room(&self, put: impl Fn(&mut BytesMut), payload: &Bytes) -> Result<u64, Refused> {
+    pub(crate) async fn push_when_room(
+        &self,
+        order: Order,
+        put: impl Fn(&mut BytesMut),
+        payload: &Bytes,
+    ) -> Result<Place, Refused> {
         loop {
             let mut changed = pin!(self.changed());
             changed.as_mut().enable();
-            match self.push(&put, payload, Room::Limited) {
+            match self.push(order.clone(), &put, payload, Room::Limited) {
                 Err(Refused::Full) => changed.await,
                 done => return done,
             }
         }
     }
 
-    /// Whether the writer took the frame of that place. Once the link is closed, what was not taken never left.
-    pub(crate) fn was_taken(&self, place: u64) -> bool {
-        place < self.queue().taken_frames
+    /// Whether the writer took the frame of that place, or a part of it. To be asked once the link is closed: what was not
+    /// taken then never left.
+    pub(crate) fn was_taken(&self, place: Place) -> bool {
+        match place {
+            Place::Queued(place) => place < self.queue().taken_frames,
+            Place::InTurn(place) => !self.queue().untaken.contains(&place),
+        }
+    }
+
+    /// Takes a call back: as far as it has not left, it does not any more; else the receiver is told.
+    pub(crate) fn cancel(&self, call: u64) {
+        let mut queue = self.queue();
+        let order = Order::Call(call);
+        if queue.turns.holds(&order) {
+            let withdrawn = queue.turns.withdraw(&order);
+            queue.frames_in_turn -= withdrawn.frames;
+            if let Some(number) = withdrawn.number {
+                queue.join(|out| parts::put_abandon(out, number), 0);
+            }
+            drop(queue);
+            self.0.filled.notify_one();
+            self.0.drained.notify_waiters();
+        } else {
+            drop(queue);
+            // Refused by a link that is down: then the call is over.
+            let _ = self.push(order, |out| frame::put_cancel(out, call), &Bytes::new(), Room::Always);
+        }
     }
 
     /// Queues a ping or its answer. Dropped when the link is full or down: pings are for measuring.
     pub(crate) fn ping(&self, nonce: u64, answer: bool) {
         let mut queue = self.queue();
-        if !queue.closed && queue.frames < self.0.limits.frames {
-            queue.join(|out| frame::put_ping(out, nonce, answer));
+        if !queue.closed && queue.queued.frames < self.0.limits.frames {
+            queue.join(|out| frame::put_ping(out, nonce, answer), 0);
             drop(queue);
             self.0.filled.notify_one();
         }
@@ -317,7 +384,7 @@ impl Link {
 
     /// Frames queued or being written.
     pub(crate) fn queued(&self) -> usize {
-        self.queue().frames
+        self.queue().frames()
     }
 
     /// Waits until all that was queued is written, or the link is down.
@@ -326,7 +393,7 @@ impl Link {
             let changed = self.changed();
             {
                 let queue = self.queue();
-                if queue.closed || (queue.frames == 0 && self.0.idle.load(Ordering::Relaxed)) {
+                if queue.closed || (queue.frames() == 0 && self.0.idle.load(Ordering::Relaxed)) {
                     return;
                 }
             }
@@ -343,6 +410,9 @@ impl Link {
         let mut queue = self.queue();
         queue.closed = true;
         queue.segments.clear();
+        if !queue.turns.is_empty() {
+            queue.untaken = queue.turns.close();
+        }
         let remains = Remains { epoch: self.0.epoch, unsent: queue.waiting, taken: queue.taken };
         drop(queue);
         self.0.filled.notify_one();
@@ -357,10 +427,45 @@ impl Link {
 }
 
 impl Queue {
-    fn put(&mut self, message: &Outgoing<'_>) {
-        if self.last_from != Some(message.from) {
-            self.introduce(message.from, message.from_name);
+    fn new(max_message: usize) -> Self {
+        Self {
+            segments: VecDeque::new(),
+            queued: Waiting::default(),
+            turns: Turns::new(max_message),
+            frames_in_turn: 0,
+            waiting: 0,
+            taken: 0,
+            pushed: 0,
+            taken_frames: 0,
+            untaken: HashSet::new(),
+            aliases: HashMap::new(),
+            introduced: HashMap::new(),
+            last_from: None,
+            paused: HashSet::new(),
+            closed: false,
         }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.segments.is_empty() && self.turns.is_empty()
+    }
+
+    fn frames(&self) -> usize {
+        self.queued.frames + self.frames_in_turn
+    }
+
+    /// The order of a frame that has to take turns: because it is large, or because such a one is before it.
+    fn lane(&self, payload: usize, order: impl FnOnce() -> Order) -> Option<Order> {
+        if payload > MAX_SMALL {
+            return Some(order());
+        }
+        if self.turns.is_empty() {
+            return None; // as nearly always
+        }
+        Some(order()).filter(|order| self.turns.holds(order))
+    }
+
+    fn put(&mut self, message: &Outgoing<'_>, lane: Option<Order>) {
         let head = MessageHead {
             codec: message.codec,
             alias: message.alias,
@@ -373,32 +478,57 @@ impl Queue {
         let inline = (message.alias == INLINE).then_some(message.topic);
         let targets = message.targets.iter().copied();
         let put = |out: &mut BytesMut| frame::put_message(out, head, targets, inline, message.payload.len());
+        self.waiting += 1;
+        if let Some(order) = lane {
+            let mut head = BytesMut::new();
+            put(&mut head);
+            let from = Some((message.from, message.from_name.clone()));
+            self.put_in_turn(order, head, message.payload, message.until, from);
+            return;
+        }
+        if self.last_from != Some(message.from) {
+            self.introduce(message.from, message.from_name);
+        }
         if let Some(until) = message.until {
             self.put_timed(put, message.payload, until);
         } else {
-            self.join_with(put, message.payload);
+            self.join_with(put, message.payload, 1);
         }
-        self.waiting += 1;
     }
 
-    fn refuses(&self, bytes: usize, room: Room, limits: LinkLimits) -> bool {
+    fn refuses(&self, takes_turns: bool, payload: usize, bytes: usize, room: Room, limits: LinkLimits) -> bool {
         match room {
-            Room::Limited => self.frames >= limits.frames || (self.frames > 0 && self.bytes + bytes > limits.bytes),
-            Room::Always => self.frames >= MAX_ALWAYS,
+            Room::Limited if takes_turns => self.turns.refuse(payload, bytes, limits),
+            Room::Limited => self.queued.refuses(bytes, limits),
+            Room::Always => self.frames() >= MAX_ALWAYS,
         }
+    }
+
+    fn put_in_turn(
+        &mut self,
+        order: Order,
+        head: BytesMut,
+        payload: &Bytes,
+        until: Option<Instant>,
+        from: Option<(u32, NodeName)>,
+    ) -> Place {
+        self.frames_in_turn += 1;
+        let parcel = Parcel { head, payload: payload.clone(), until, from, after: self.pushed };
+        Place::InTurn(self.turns.push(order, parcel))
     }
 
     /// Writes a frame of a head and a payload: the payload too if it is small, else it follows uncopied.
-    fn join_with(&mut self, put: impl FnOnce(&mut BytesMut), payload: &Bytes) {
+    fn join_with(&mut self, put: impl FnOnce(&mut BytesMut), payload: &Bytes, messages: u64) {
         let joins = payload.len() <= JOIN_UP_TO;
-        self.join(|out| {
+        let put = |out: &mut BytesMut| {
             put(out);
             if joins {
                 out.extend_from_slice(payload);
             }
-        });
+        };
+        self.join(put, messages);
         if !joins {
-            self.bytes += payload.len();
+            self.queued.bytes += payload.len();
             self.segments.push_back(Segment::Payload(payload.clone()));
         }
     }
@@ -406,47 +536,100 @@ impl Queue {
     fn put_timed(&mut self, put: impl FnOnce(&mut BytesMut), payload: &Bytes, until: Instant) {
         let mut head = BytesMut::with_capacity(FIRST_CAPACITY.min(frame::overhead(0) + payload.len()));
         put(&mut head);
-        self.frames += 1;
+        self.queued.frames += 1;
         self.pushed += 1;
-        self.bytes += head.len() + payload.len();
+        self.queued.bytes += head.len() + payload.len();
         self.segments.push_back(Segment::Timed { head, payload: payload.clone(), until });
     }
 
     /// Tells the receiver the name behind a node's index, if it does not know it. Both ends forget all at the same
     /// count, so that nodes that come and go for years take no more memory.
     fn introduce(&mut self, index: u32, name: &NodeName) {
-        if !self.introduced.contains(&index) {
+        if !self.introduced.contains_key(&index) {
             if self.introduced.len() >= MAX_INTRODUCED {
                 self.introduced.clear();
             }
-            self.introduced.insert(index);
-            self.join(|out| frame::put_node(out, index, name));
+            self.introduced.insert(index, self.pushed);
+            self.join(|out| frame::put_node(out, index, name), 0);
         }
         self.last_from = Some(index);
     }
 
     /// Writes a frame, or all of it but its payload, behind what is queued: into the last buffer, unless that is full or a
     /// payload stands behind it.
-    fn join(&mut self, put: impl FnOnce(&mut BytesMut)) {
+    fn join(&mut self, put: impl FnOnce(&mut BytesMut), messages: u64) {
         if !matches!(self.segments.back(), Some(Segment::Joined { joined, .. }) if joined.len() < SEGMENT) {
-            self.segments.push_back(Segment::Joined { joined: BytesMut::with_capacity(FIRST_CAPACITY), frames: 0 });
+            let joined = BytesMut::with_capacity(FIRST_CAPACITY);
+            self.segments.push_back(Segment::Joined { joined, frames: 0, messages: 0 });
         }
-        let Some(Segment::Joined { joined, frames }) = self.segments.back_mut() else { unreachable!("just pushed") };
+        let Some(Segment::Joined { joined, frames, messages: all }) = self.segments.back_mut() else {
+            unreachable!("just pushed")
+        };
         let before = joined.len();
         put(joined);
         *frames += 1;
-        self.frames += 1;
+        *all += messages;
+        self.queued.frames += 1;
         self.pushed += 1;
-        self.bytes += joined.len() - before;
+        self.queued.bytes += joined.len() - before;
     }
 
-    fn take(&mut self) -> VecDeque<Segment> {
+    /// Takes what is written next: what is queued, and where something takes turns, some of it and then one turn. All of it
+    /// counts as queued until it is written.
+    fn take(&mut self, turns_too: bool) -> (VecDeque<Segment>, Option<Piece>) {
         if self.closed {
-            return VecDeque::new(); // what was queued was let go, and counts as never taken
+            return Default::default(); // what was queued was let go, and counts as never taken
         }
-        self.taken += std::mem::take(&mut self.waiting);
-        self.taken_frames = self.pushed;
-        std::mem::take(&mut self.segments) // counted in `frames` and `bytes` until it is written
+        if self.turns.is_empty() {
+            self.taken += std::mem::take(&mut self.waiting);
+            self.taken_frames = self.pushed;
+            return (std::mem::take(&mut self.segments), None);
+        }
+        loop {
+            let segments = self.take_some();
+            let introduced = &self.introduced;
+            let known = |index| introduced.get(&index).copied();
+            let turn = if turns_too { self.turns.next(self.taken_frames, known, Instant::now()) } else { Turn::Nobody };
+            match turn {
+                Turn::Piece(piece) => {
+                    self.waiting -= piece.messages;
+                    self.taken += piece.messages;
+                    return (segments, Some(piece));
+                }
+                Turn::Introduce(index, name) => self.introduce(index, &name),
+                Turn::Nobody => return (segments, None),
+            }
+            if !segments.is_empty() {
+                return (segments, None); // the name comes first
+            }
+        }
+    }
+
+    /// Takes whole frames from the front, about as much as goes between two turns.
+    fn take_some(&mut self) -> VecDeque<Segment> {
+        let (mut some, mut bytes) = (VecDeque::new(), 0);
+        while bytes < BETWEEN_TURNS
+            && let Some(mut segment) = self.segments.pop_front()
+        {
+            loop {
+                let (frames, messages, len) = match &segment {
+                    Segment::Joined { joined, frames, messages } => (*frames as u64, *messages, joined.len()),
+                    Segment::Payload(payload) => (0, 0, payload.len()),
+                    Segment::Timed { head, payload, .. } => (1, 1, head.len() + payload.len()),
+                };
+                self.taken_frames += frames;
+                self.waiting -= messages;
+                self.taken += messages;
+                bytes += len;
+                some.push_back(segment);
+                // The payload belongs to the frame before.
+                match self.segments.pop_front_if(|next| matches!(next, Segment::Payload(_))) {
+                    Some(payload) => segment = payload,
+                    None => break,
+                }
+            }
+        }
+        some
     }
 }
 
@@ -476,6 +659,8 @@ pub(crate) enum LinkError {
 const JOIN_UP_TO: usize = 8 << 10;
 /// Bytes after which a joined buffer is closed: what one write gives the stream.
 const SEGMENT: usize = 64 << 10;
+/// Bytes that are written between two turns of what is written in parts, while more is queued.
+const BETWEEN_TURNS: usize = 128 << 10;
 const FIRST_CAPACITY: usize = 4 << 10;
 /// Most frames that wait for a peer that reads nothing, whatever they are.
 const MAX_ALWAYS: usize = 1 << 18;
@@ -647,7 +832,7 @@ mod tests {
     #[test]
     fn one_message_over_the_byte_limit_is_taken_alone() {
         let link = Link::new(1, LinkLimits { frames: 100, bytes: 10 }, 1 << 20);
-        link.queue().introduced.insert(0);
+        link.queue().introduced.insert(0, 0);
         link.queue().last_from = Some(0);
         link.queue().aliases.insert(topic(), 1);
         assert_eq!(push(&link, 1, &[0; 1000]), Ok(()));

@@ -37,7 +37,7 @@ mod transport;
 pub(crate) use command::KeepAlive;
 pub use command::{RotateRefused, RotationError};
 pub(crate) use inlet::Receive;
-pub(crate) use link::{Link, LinkLimits, MAX_ALIASES, MAX_INTRODUCED, Outgoing, Refused, Room};
+pub(crate) use link::{Link, LinkLimits, MAX_ALIASES, MAX_INTRODUCED, Order, Outgoing, Place, Refused, Room};
 pub(crate) use session::ControlSender;
 
 use self::command::Command;

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
 use smallvec::SmallVec;
@@ -18,7 +18,7 @@ use crate::mesh::{
     Codec, Failure, Group, NodeId, NodeName, PeerId, Policy, RemoteFailure, Routes, Rules, ServiceName, ServiceStats,
     Turns,
 };
-use crate::net::{Link, Links, Refused, Room};
+use crate::net::{Link, Links, Order, Place, Refused, Room};
 use crate::wire::frame::{self, Answer, Call, Outcome, STATS, THE_PEER};
 use crate::wire::message::decode;
 
@@ -49,7 +49,7 @@ pub(crate) struct Pending {
 struct Waiting {
     end: oneshot::Sender<End>,
     /// Its place among the frames of the link.
-    place: u64,
+    place: Place,
 }
 
 /// What becomes of a call.
@@ -499,7 +499,8 @@ impl Pending {
     /// the end of the link.
     fn push(&self, call: &Call, link: &Link) -> Result<oneshot::Receiver<End>, Refused> {
         let mut waiting = self.waiting();
-        let place = link.push(|out| frame::put_call(out, call), &call.payload, Room::Limited)?;
+        let put = |out: &mut BytesMut| frame::put_call(out, call);
+        let place = link.push(Order::Call(call.call), put, &call.payload, Room::Limited)?;
         let (end, ended) = oneshot::channel();
         waiting.insert(call.call, Waiting { end, place });
         Ok(ended)
@@ -539,7 +540,7 @@ impl Drop for Flight {
         self.load.fetch_sub(1, Ordering::Relaxed);
         // Locks for no longer than a look-up takes.
         if self.pending.waiting().remove(&self.call).is_some() {
-            let _ = self.link.push(|out| frame::put_cancel(out, self.call), &Bytes::new(), Room::Always);
+            self.link.cancel(self.call);
         }
     }
 }

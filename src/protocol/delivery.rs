@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use super::subscription::{Inbox, Put};
 use crate::mesh::delivery::{Claim, Claimed, Ledger, Outbox, Settle, Verdict};
 use crate::mesh::{Codec, DropReason, Message, NodeId, NodeName, PeerId, Topic};
-use crate::net::{Link, Outgoing, Refused, Room};
+use crate::net::{Link, Order, Outgoing, Refused, Room};
 use crate::wire::frame::{self, Delivery};
 
 /// The lanes to all peers.
@@ -253,7 +253,7 @@ impl Lane {
         back.ledger.tell(id, node, verdict);
         if let Some(link) = &back.link {
             // Refused by a link that is down: it is said again on the next.
-            let _ = link.push(|out| frame::put_ack(out, id, node, verdict), &Bytes::new(), Room::Always);
+            let _ = link.push(Order::Free, |out| frame::put_ack(out, id, node, verdict), &Bytes::new(), Room::Always);
         }
     }
 
@@ -283,7 +283,7 @@ impl Lane {
         drop(out);
         let mut back = self.back();
         for (id, node, verdict) in back.ledger.told() {
-            let _ = link.push(|out| frame::put_ack(out, id, node, verdict), &Bytes::new(), Room::Always);
+            let _ = link.push(Order::Free, |out| frame::put_ack(out, id, node, verdict), &Bytes::new(), Room::Always);
         }
         back.link = Some(link.clone());
         drop(back);

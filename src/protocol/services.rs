@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use hdrhistogram::Histogram;
@@ -17,7 +17,7 @@ use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 
 use crate::mesh::{Codec, Failure, NodeId, PeerId, ServiceName, ServiceStats};
-use crate::net::{Link, Refused, Room};
+use crate::net::{Link, Order, Refused, Room};
 use crate::wire::frame::{self, Answer, Call, Outcome, STATS, THE_PEER};
 use crate::wire::message::encode;
 
@@ -377,7 +377,9 @@ async fn run(turn: Turn, incoming: Incoming) {
         }
     }
     let answer = answer(call, result);
-    let put = |answer: &Answer, room| link.push(|out| frame::put_answer(out, answer), &answer.payload, room);
+    let order = Order::Answer(call);
+    let put =
+        |answer: &Answer, room| link.push(order.clone(), |out| frame::put_answer(out, answer), &answer.payload, room);
     match put(&answer, Room::Limited) {
         Err(Refused::TooLarge) => {
             let text = format!("a reply of {} bytes is more than the caller takes", answer.payload.len());
@@ -388,7 +390,7 @@ async fn run(turn: Turn, incoming: Incoming) {
         Err(Refused::Full) => {
             let _unsent = Unsent::new(&server, &works, answer.payload.len());
             drop(turn);
-            let _ = link.push_when_room(|out| frame::put_answer(out, &answer), &answer.payload).await;
+            let _ = link.push_when_room(order.clone(), |out| frame::put_answer(out, &answer), &answer.payload).await;
         }
         Ok(_) | Err(Refused::Closed | Refused::Paused) => {}
     }
@@ -432,7 +434,8 @@ impl Drop for Unsent<'_> {
 /// Answers what did not run. Does not wait: who reads nothing hears nothing.
 fn answer_at_once(link: &Link, call: u64, outcome: Outcome) {
     let answer = Answer { call, outcome, codec: Codec::Bytes, payload: Bytes::new() };
-    let _ = link.push(|out| frame::put_answer(out, &answer), &answer.payload, Room::Always);
+    let put = |out: &mut BytesMut| frame::put_answer(out, &answer);
+    let _ = link.push(Order::Answer(call), put, &answer.payload, Room::Always);
 }
 
 impl Callers {
@@ -467,7 +470,8 @@ impl Callers {
         }
         let payload = encode(&self.services.stats());
         let answer = Answer { call: call.call, outcome: Outcome::Done, codec: Codec::Cbor, payload };
-        if link.push(|out| frame::put_answer(out, &answer), &answer.payload, Room::Limited).is_err() {
+        let put = |out: &mut BytesMut| frame::put_answer(out, &answer);
+        if link.push(Order::Answer(call.call), put, &answer.payload, Room::Limited).is_err() {
             answer_at_once(link, call.call, Outcome::Busy);
         }
     }

@@ -171,6 +171,17 @@ impl ChannelFrame {
         out[start..start + LENGTH].copy_from_slice(&length.to_be_bytes());
     }
 
+    /// The end that says it, if it has one.
+    pub(crate) fn end(&self) -> Option<u64> {
+        match self {
+            Self::Open(Open { end, .. })
+            | Self::Adopt(Adopt { end, .. })
+            | Self::Accepted(Accepted { end, .. })
+            | Self::Said { end, .. } => Some(*end),
+            Self::Refused { .. } => None,
+        }
+    }
+
     /// The payload that goes behind the head.
     pub(crate) fn payload(&self) -> &Bytes {
         static NONE: Bytes = Bytes::new();

@@ -139,6 +139,18 @@ pub(crate) enum BadFrame {
     Alias,
     #[error("a message from a node or on a topic that was not announced")]
     Unannounced,
+    #[error("a frame of {0} bytes in parts, over the limit")]
+    Total(usize),
+    #[error("more frames in parts at a time than may be, or more bytes")]
+    TooMuchBegun,
+    #[error("the first part of a frame {0} of which parts are missing")]
+    BegunTwice(u32),
+    #[error("a part of a frame {0} that has not begun")]
+    NotBegun(u32),
+    #[error("more parts of the frame {0} than were announced")]
+    Overrun(u32),
+    #[error("a part without bytes")]
+    EmptyPart,
 }
 
 impl Frame {

@@ -7,6 +7,7 @@ pub(crate) mod control;
 mod fields;
 pub(crate) mod frame;
 pub(crate) mod message;
+pub(crate) mod parts;
 
 use bytes::{Buf, Bytes, BytesMut};
 

@@ -2,18 +2,19 @@
 
 use std::collections::VecDeque;
 use std::future::poll_fn;
-use std::io;
+use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::sync::atomic::Ordering;
 use std::sync::{MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker, ready};
 
-use bytes::BytesMut;
+use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::time::{Instant, timeout};
 
 use super::super::inlet::read_hello;
-use super::{HELLO_TIMEOUT, JOIN_UP_TO, Link, LinkError, Segment};
+use super::turns::milliseconds;
+use super::{HELLO_TIMEOUT, JOIN_UP_TO, Link, LinkError, Piece, Segment};
 use crate::wire::frame;
 use crate::wire::message::{DataHello, PROTOCOL, encode_block};
 
@@ -21,6 +22,8 @@ use crate::wire::message::{DataHello, PROTOCOL, encode_block};
 pub(super) struct Writing {
     stream: Pin<Box<dyn AsyncWrite + Send>>,
     segments: VecDeque<Segment>,
+    /// What comes behind them.
+    piece: Option<Piece>,
     /// Bytes of the first segment that are written; bytes written that are not given back as room yet.
     offset: usize,
     untold: usize,
@@ -32,7 +35,7 @@ impl Writing {
     /// Turns the first segment, a message whose time is limited, into what is written now. Gives the bytes that are not.
     fn open_timed(&mut self) -> usize {
         let Some(Segment::Timed { mut head, payload, until }) = self.segments.pop_front() else { return 0 };
-        let left = milliseconds_to(until);
+        let left = milliseconds(until, Instant::now());
         frame::set_left(&mut head, left);
         let over = if left == 0 { payload.len() } else { 0 };
         if left > 0 && payload.len() <= JOIN_UP_TO {
@@ -40,13 +43,13 @@ impl Writing {
         } else if left > 0 {
             self.segments.push_front(Segment::Payload(payload));
         }
-        self.segments.push_front(Segment::Joined { joined: head, frames: 1 });
+        self.segments.push_front(Segment::Joined { joined: head, frames: 1, messages: 1 });
         over
     }
 
     /// Whether something of it is not written or not flushed yet.
     fn is_at_it(&self) -> bool {
-        self.dirty || !self.segments.is_empty()
+        self.dirty || !self.segments.is_empty() || self.piece.is_some()
     }
 }
 
@@ -85,7 +88,8 @@ impl Link {
         let hello = DataHello { protocol: PROTOCOL, epoch: self.0.epoch };
         timeout(HELLO_TIMEOUT, greet(&mut stream, hello)).await.map_err(|_| LinkError::Silent)??;
         let stream = Box::pin(stream);
-        *self.writing() = Some(Writing { stream, segments: VecDeque::new(), offset: 0, untold: 0, dirty: false });
+        let (segments, piece) = Default::default();
+        *self.writing() = Some(Writing { stream, segments, piece, offset: 0, untold: 0, dirty: false });
         let open = Open(self);
         while self.anything_to_write().await {
             poll_fn(|context| self.pump(context)).await?;
@@ -99,18 +103,34 @@ impl Link {
     /// Writes until nothing is queued and all is flushed.
     fn pump(&self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         match &mut *self.writing() {
-            Some(writing) => self.pump_into(writing, context),
+            Some(writing) => self.pump_into(writing, true, context),
             None => Poll::Ready(Ok(())),
         }
     }
 
-    fn pump_into(&self, writing: &mut Writing, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+    /// `turns_too`: also what is written in parts, which is the writer's alone: a sender writes no more than what is small.
+    fn pump_into(&self, writing: &mut Writing, turns_too: bool, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         loop {
             let Some(segment) = writing.segments.front() else {
-                writing.segments = self.queue().take();
-                if !writing.segments.is_empty() {
+                if writing.piece.is_some() {
+                    ready!(self.pump_piece(writing, context))?;
+                    continue;
+                }
+                let mut queue = self.queue();
+                (writing.segments, writing.piece) = queue.take(turns_too);
+                let more = !queue.turns.is_empty();
+                drop(queue);
+                if let Some(piece) = &mut writing.piece
+                    && !writing.stream.is_write_vectored()
+                {
+                    piece.join(HEADED); // the copy costs less than a write of the head alone
+                }
+                if !writing.segments.is_empty() || writing.piece.is_some() {
                     self.0.idle.store(false, Ordering::Relaxed);
                     continue;
+                }
+                if more {
+                    return Poll::Pending; // for the writer, which is told
                 }
                 if writing.dirty {
                     ready!(writing.stream.as_mut().poll_flush(context))?;
@@ -122,7 +142,7 @@ impl Link {
                 return Poll::Ready(Ok(()));
             };
             let (rest, frames) = match segment {
-                Segment::Joined { joined, frames } => (&joined[writing.offset..], *frames),
+                Segment::Joined { joined, frames, .. } => (&joined[writing.offset..], *frames),
                 Segment::Payload(payload) => (&payload[writing.offset..], 0),
                 Segment::Timed { .. } => {
                     self.wrote(0, writing.open_timed());
@@ -149,6 +169,35 @@ impl Link {
         }
     }
 
+    /// Writes what one turn brought.
+    fn pump_piece(&self, writing: &mut Writing, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let Some(piece) = &mut writing.piece else { return Poll::Ready(Ok(())) };
+        let is_vectored = writing.stream.is_write_vectored();
+        while !(piece.head.is_empty() && piece.payload.is_empty()) {
+            let stream = writing.stream.as_mut();
+            let written = if piece.head.is_empty() {
+                stream.poll_write(context, &piece.payload)
+            } else if is_vectored {
+                stream.poll_write_vectored(context, &[IoSlice::new(&piece.head), IoSlice::new(&piece.payload)])
+            } else {
+                stream.poll_write(context, &piece.head)
+            };
+            let written = ready!(written)?;
+            if written == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            let of_head = written.min(piece.head.len());
+            piece.head.advance(of_head);
+            piece.payload.advance(written - of_head);
+            writing.dirty = true;
+        }
+        let frames = writing.piece.take().map_or(0, |piece| piece.frames);
+        self.0.stalled.store(false, Ordering::Relaxed);
+        self.queue().frames_in_turn -= frames;
+        self.0.drained.notify_waiters();
+        Poll::Ready(Ok(()))
+    }
+
     /// A frame is there. On a link where frames come one by one, with rests between them, it is written here and now, which
     /// spares a change of tasks; otherwise by the writer, which joins what comes meanwhile.
     pub(super) fn wake_writer(&self) {
@@ -157,7 +206,7 @@ impl Link {
             && let Some(writing) = &mut *writing
             // Otherwise the writer waits for the stream, which must go on to wake it.
             && !writing.is_at_it()
-            && let Poll::Ready(Ok(())) = self.pump_into(writing, &mut Context::from_waker(Waker::noop()))
+            && let Poll::Ready(Ok(())) = self.pump_into(writing, false, &mut Context::from_waker(Waker::noop()))
         {
             return;
         }
@@ -178,7 +227,7 @@ impl Link {
         loop {
             {
                 let queue = self.queue();
-                if queue.closed || !queue.segments.is_empty() {
+                if queue.closed || !queue.is_empty() {
                     return !queue.closed;
                 }
             }
@@ -196,8 +245,8 @@ impl Link {
     fn wrote(&self, frames: usize, bytes: usize) {
         self.0.stalled.store(false, Ordering::Relaxed);
         let mut queue = self.queue();
-        queue.frames -= frames;
-        queue.bytes -= bytes;
+        queue.queued.frames -= frames;
+        queue.queued.bytes -= bytes;
         drop(queue);
         self.0.drained.notify_waiters();
     }
@@ -211,11 +260,9 @@ async fn greet<S: AsyncRead + AsyncWrite + Unpin>(stream: &mut S, hello: DataHel
     if answer == hello { Ok(()) } else { Err(LinkError::OldEpoch) }
 }
 
-fn milliseconds_to(until: Instant) -> u32 {
-    u32::try_from(until.saturating_duration_since(Instant::now()).as_millis()).unwrap_or(u32::MAX)
-}
-
 /// A link to which nothing was queued for so long rests. In a flood, frames come far closer, and joining them is worth more.
 const RESTS_AFTER_US: u64 = 30;
-/// Bytes of a large payload after which room is given back.
+/// Bytes of a part that are written together with its head: as much as streams of a connection send at once.
+const HEADED: usize = 16 << 10;
+/// Bytes of a payload after which room is given back.
 const PART: usize = 256 << 10;

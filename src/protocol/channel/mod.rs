@@ -19,7 +19,7 @@ use self::talk::{Answer, Far, Phase};
 pub(crate) use self::talk::{NotSent, Speaker, Talk, Waiter};
 use crate::mesh::channel::{Lost, Say, Standing, WINDOW};
 use crate::mesh::{Failure, Group, GroupKey, Item, Member, NodeId, PeerId, Routes, Rules, ServiceName, Turns};
-use crate::net::{Link, Links, Refused, Room};
+use crate::net::{Link, Links, Order, Refused, Room};
 use crate::wire::channel::{Accepted, Adopt, ChannelFrame, Open, Refusal, Token};
 
 /// The channels of this peer's nodes.
@@ -215,7 +215,7 @@ impl Channels {
         let phase = Phase::Asking { peer: far.peer, frame: frame.clone(), asked: false, answer: Some(answer) };
         let speaker = Speaker(Arc::new(Talk::new(&self.me, id, from, far, token, phase)));
         self.insert(Arc::clone(&speaker), far.peer, true);
-        match link.push_when_room(|out| frame.put(out), frame.payload()).await {
+        match link.push_when_room(Order::End(id), |out| frame.put(out), frame.payload()).await {
             Ok(_) => speaker.state().has_asked(),
             Err(Refused::TooLarge) => return Err(NoChannel::TooLarge),
             Err(_) => return Err(NoChannel::Lost),
@@ -568,7 +568,7 @@ impl Talk {
 /// Puts a frame on a link that is never waited for.
 fn answer(link: &Link, frame: &ChannelFrame) {
     // A link that is down brings both sides back, and they say how far they are.
-    let _ = link.push(|out| frame.put(out), frame.payload(), Room::Always);
+    let _ = link.push(frame.end().map_or(Order::Free, Order::End), |out| frame.put(out), frame.payload(), Room::Always);
 }
 
 fn gone(to: u64, end: u64) -> ChannelFrame {

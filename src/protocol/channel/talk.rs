@@ -12,7 +12,7 @@ use tokio::sync::oneshot;
 use super::Channels;
 use crate::mesh::channel::{End, Lost, Say, Standing, Taken, TheirEnd, WINDOW};
 use crate::mesh::{Failure, Item, NodeId, PeerId};
-use crate::net::{Link, Refused, Room};
+use crate::net::{Link, Order, Refused, Room};
 use crate::wire::channel::{Accepted, Adopt, ChannelFrame, Refusal, Token};
 
 /// One end of a channel at this peer.
@@ -338,7 +338,7 @@ impl State {
         while let Some(say) = self.end.say() {
             let room = if matches!(say, Say::Item { .. } | Say::Return { .. }) { Room::Limited } else { Room::Always };
             let frame = ChannelFrame::Said { to: far.end, end: id, say };
-            let pushed = link.push(|out| frame.put(out), frame.payload(), room);
+            let pushed = link.push(Order::End(id), |out| frame.put(out), frame.payload(), room);
             let ChannelFrame::Said { say, .. } = frame else { return true };
             match pushed {
                 Ok(_) => self.end.was_said(&say),
@@ -362,7 +362,7 @@ impl State {
         if let (Some(link), Some(far)) = (&self.link, self.far) {
             let frame = ChannelFrame::Said { to: far.end, end: id, say: self.end.fail(failure) };
             // A link that is down brings the far end back, which then is told that nobody is here.
-            let _ = link.push(|out| frame.put(out), &Bytes::new(), Room::Always);
+            let _ = link.push(Order::End(id), |out| frame.put(out), &Bytes::new(), Room::Always);
         } else {
             self.end.fail(failure);
         }
