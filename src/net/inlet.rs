@@ -1,9 +1,9 @@
 //! The other end of a [`Link`]: reads one data stream of a peer after the other.
 
+use std::ops::Range;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use bytes::{Bytes, BytesMut};
-use smallvec::SmallVec;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::time::{Instant, timeout};
 
@@ -11,7 +11,7 @@ use super::link::{HELLO_TIMEOUT, Link, LinkError};
 use crate::wire::frame::{BadFrame, Frame};
 use crate::wire::message::{DataHello, PROTOCOL, Received, decode, encode_block};
 use crate::wire::parts::{self, Assembly, Taken, Whole};
-use crate::wire::split_block;
+use crate::wire::{next_block, split_block, whole_blocks};
 
 /// What reads one peer's data streams, one behind the other, and counts what came.
 #[derive(Debug, Default)]
@@ -28,6 +28,15 @@ struct InletState {
 pub(crate) trait Receive: Send {
     /// A frame came; `link` is the way back.
     fn receive(&mut self, frame: Frame, link: &Link) -> Result<(), BadFrame>;
+
+    /// Takes the frame whose body stands there in a block, if it is one of those that are handed on together. `false`: not
+    /// taken.
+    fn gather(&mut self, _block: &Bytes, _body: Range<usize>) -> Result<bool, BadFrame> {
+        Ok(false)
+    }
+
+    /// Hands on what was gathered: nothing more of the block comes.
+    fn flush(&mut self) {}
 }
 
 impl Inlet {
@@ -113,27 +122,12 @@ impl Inlet {
     ) -> Result<bool, LinkError> {
         // Held while frames are handed on, so that two streams of one peer never deliver at the same time.
         let Some(mut state) = self.reading(epoch) else { return Ok(false) };
-        let mut bodies: SmallVec<[Bytes; FEW]> = SmallVec::new();
-        while parts::part_len(received, max_frame).is_none()
-            && let Some(body) = split_block(received, max_frame)?
-        {
-            bodies.push(body);
-        }
-        let average = bodies.iter().map(Bytes::len).sum::<usize>() / bodies.len().max(1);
-        for body in bodies {
-            let mut body = match assembly.take(body, now)? {
-                Taken::Frame(body) => body,
-                Taken::Part => continue,
-                Taken::Whole(whole) => {
-                    state.hand_on(parse_whole(whole)?, link, receiver)?;
-                    continue;
-                }
-            };
-            // A small frame among large ones whose payload waits for a slow reader would keep all of the buffer in memory.
-            if body.len() < average / MUCH_LARGER {
-                body = Bytes::copy_from_slice(&body);
-            }
-            state.hand_on(Frame::parse(body)?, link, receiver)?;
+        let (len, frames) = whole_blocks(received, max_frame)?;
+        if frames > 0 {
+            let block = received.split_to(len).freeze();
+            let handed_on = state.hand_on_all(&block, len / frames, assembly, link, receiver);
+            receiver.flush();
+            handed_on?;
         }
         Ok(true)
     }
@@ -162,6 +156,38 @@ impl Inlet {
 }
 
 impl InletState {
+    /// Hands on the frames of a block, which have so many bytes on average.
+    fn hand_on_all(
+        &mut self,
+        block: &Bytes,
+        average: usize,
+        assembly: &mut Assembly,
+        link: &Link,
+        receiver: &mut dyn Receive,
+    ) -> Result<(), BadFrame> {
+        let mut rest = 0..block.len();
+        while let Some(body) = next_block(block, &mut rest) {
+            if receiver.gather(block, body.clone())? {
+                self.messages += 1;
+                continue;
+            }
+            let mut body = match assembly.take(block.slice(body), now)? {
+                Taken::Frame(body) => body,
+                Taken::Part => continue,
+                Taken::Whole(whole) => {
+                    self.hand_on(parse_whole(whole)?, link, receiver)?;
+                    continue;
+                }
+            };
+            // A small frame among large ones whose payload waits for a slow reader would keep all of the buffer in memory.
+            if body.len() < average / MUCH_LARGER {
+                body = Bytes::copy_from_slice(&body);
+            }
+            self.hand_on(Frame::parse(body)?, link, receiver)?;
+        }
+        Ok(())
+    }
+
     fn hand_on(&mut self, frame: Frame, link: &Link, receiver: &mut dyn Receive) -> Result<(), BadFrame> {
         self.messages += u64::from(matches!(frame, Frame::Message(_)));
         if let Frame::Ping { nonce } = frame {
@@ -207,8 +233,6 @@ pub(super) async fn read_hello<S: AsyncRead + Unpin>(
     }
 }
 
-/// Frames that most reads bring at most.
-const FEW: usize = 16;
 /// How many times as large as a payload the frames around it are on average for it to be copied away from them.
 const MUCH_LARGER: usize = 8;
 /// Free space offered to each read: follows what comes.

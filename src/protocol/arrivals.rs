@@ -1,18 +1,20 @@
 //! Messages from links into subscriptions: the receiving half of [`pubsub`](super::pubsub).
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use tokio::time::Instant;
 
 use super::delivery;
 use super::pubsub::PubSub;
-use super::subscription::{Inbox, Inboxes, Put};
+use super::subscription::{Batch, Inbox, Inboxes, Put};
 use crate::mesh::delivery::{Claim, Claimed, Verdict};
 use crate::mesh::{Message, NodeId, NodeName, PeerId, Topic};
 use crate::net::{MAX_ALIASES, MAX_INTRODUCED};
-use crate::wire::frame::{self, BadFrame};
+use crate::wire::frame::{self, BadFrame, Plain};
 
 /// What reads one peer's messages.
 pub(crate) struct Arrivals {
@@ -22,6 +24,15 @@ pub(crate) struct Arrivals {
     topics: Vec<Arrived>,
     names: HashMap<u32, NodeName>,
     last_name: Option<(u32, NodeName)>,
+    gathered: Option<Gathered>,
+}
+
+/// Messages of one block that go to one subscription together.
+struct Gathered {
+    alias: u32,
+    node: u32,
+    inbox: Arc<Inbox>,
+    batch: Batch,
 }
 
 /// A topic that a peer sends on, and where its messages go here.
@@ -33,7 +44,7 @@ struct Arrived {
 
 impl Arrivals {
     pub(crate) fn new(pubsub: Arc<PubSub>, peer: PeerId) -> Self {
-        Self { pubsub, peer, topics: Vec::new(), names: HashMap::new(), last_name: None }
+        Self { pubsub, peer, topics: Vec::new(), names: HashMap::new(), last_name: None, gathered: None }
     }
 
     fn name(&mut self, index: u32) -> Result<NodeName, BadFrame> {
@@ -68,9 +79,43 @@ impl Arrivals {
         self.last_name = None;
     }
 
+    /// Takes a message as it stands in a block, if it goes to one subscription and needs nothing but to be put there. `false`:
+    /// it does not.
+    pub(super) fn gather(&mut self, block: &Bytes, body: Range<usize>) -> Result<bool, BadFrame> {
+        let Some(Plain { codec, alias, from, seq, node }) = Plain::peek(&block[body.clone()]) else { return Ok(false) };
+        let same = |g: &Gathered| (g.alias, g.node, g.batch.from.index) == (alias, node, from);
+        if !self.gathered.as_ref().is_some_and(same) {
+            self.flush();
+            let from_name = self.name(from)?;
+            let arrived = self.topics.get_mut((alias as usize).wrapping_sub(1)).ok_or(BadFrame::Unannounced)?;
+            let [inbox] = arrived.inboxes(node, self.pubsub.inboxes()) else { return Ok(false) };
+            let inbox = Arc::clone(inbox);
+            let from = NodeId { peer: self.peer, index: from };
+            let batch = Batch::new(arrived.topic.clone(), from, from_name, block.clone());
+            self.gathered = Some(Gathered { alias, node, inbox, batch });
+        }
+        if let Some(gathered) = &mut self.gathered {
+            let at = body.start + Plain::HEAD;
+            gathered.batch.push(seq, codec, at, body.end - at);
+        }
+        Ok(true)
+    }
+
+    /// Puts what was gathered into its subscription.
+    pub(super) fn flush(&mut self) {
+        let Some(Gathered { node, inbox, mut batch, .. }) = self.gathered.take() else { return };
+        self.pubsub.received(batch.len());
+        let control = || self.pubsub.links().control(self.peer);
+        let dropped = match batch.len() {
+            1 => batch.next().map_or(0, |message| usize::from(inbox.deliver(message, node, control) == Put::Dropped)),
+            _ => inbox.deliver_all(batch, node, control),
+        };
+        self.pubsub.dropped(dropped);
+    }
+
     /// A message for nodes of this peer.
     pub(super) fn message(&mut self, mut message: frame::Message) -> Result<(), BadFrame> {
-        self.pubsub.received();
+        self.pubsub.received(1);
         let from_name = self.name(message.head.from)?;
         let mut inline;
         let arrived = if let Some(topic) = message.topic.take() {
@@ -106,7 +151,7 @@ impl Arrivals {
                 received.claimed = Claimed(Some(Arc::new(Claim::new(Some(expires.into_std()), None))));
             }
             if head.left == Some(0) {
-                self.pubsub.dropped();
+                self.pubsub.dropped(1);
                 if let Claimed(Some(claim)) = std::mem::take(&mut received.claimed) {
                     claim.settle(Verdict::Expired);
                 }
@@ -115,9 +160,7 @@ impl Arrivals {
             let inboxes = arrived.inboxes(node, self.pubsub.inboxes());
             delivery::give(&received, inboxes, |inbox, message| {
                 let put = inbox.deliver(message, node, || self.pubsub.links().control(self.peer));
-                if put == Put::Dropped {
-                    self.pubsub.dropped();
-                }
+                self.pubsub.dropped(usize::from(put == Put::Dropped));
                 put
             });
         }

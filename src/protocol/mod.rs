@@ -9,7 +9,10 @@
 //! | those of channels | [`channel`]: two nodes that speak with each other for as long as they like |
 //! | ping, pong | [`ping`]: the round trip of a link |
 
+use std::ops::Range;
 use std::sync::Arc;
+
+use bytes::Bytes;
 
 pub(crate) mod arrivals;
 pub(crate) mod calls;
@@ -86,6 +89,7 @@ impl Carried for Protocols {
 
 impl Receive for Dispatch {
     fn receive(&mut self, frame: Frame, link: &Link) -> Result<(), BadFrame> {
+        self.arrivals.flush(); // what came before is there before
         match frame {
             Frame::Message(message) => self.arrivals.message(message)?,
             Frame::Topic { alias, topic } => self.arrivals.topic(alias, topic)?,
@@ -99,5 +103,13 @@ impl Receive for Dispatch {
             Frame::Channel(frame) => self.ends.receive(frame, link, |node, name| self.services.is_called(node, name)),
         }
         Ok(())
+    }
+
+    fn gather(&mut self, block: &Bytes, body: Range<usize>) -> Result<bool, BadFrame> {
+        self.arrivals.gather(block, body)
+    }
+
+    fn flush(&mut self) {
+        self.arrivals.flush();
     }
 }

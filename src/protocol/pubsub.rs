@@ -160,14 +160,16 @@ impl PubSub {
         &self.pings
     }
 
-    /// A message came over a link.
-    pub(super) fn received(&self) {
-        self.received.fetch_add(1, Ordering::Relaxed);
+    /// So many messages came over a link.
+    pub(super) fn received(&self, count: usize) {
+        self.received.fetch_add(count as u64, Ordering::Relaxed);
     }
 
-    /// A message was dropped here.
-    pub(super) fn dropped(&self) {
-        self.dropped.fetch_add(1, Ordering::Relaxed);
+    /// So many messages were dropped here.
+    pub(super) fn dropped(&self, count: usize) {
+        if count > 0 {
+            self.dropped.fetch_add(count as u64, Ordering::Relaxed);
+        }
     }
 
     /// Messages sent, received over links, and dropped, since the start.

@@ -114,6 +114,18 @@ pub(crate) struct Delivery {
     pub(crate) settled: u64,
 }
 
+/// What most messages are: for one node, on a topic with a number, neither to be acknowledged nor limited in time nor kept. Read
+/// where it stands, because many come in one block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Plain {
+    pub(crate) codec: Codec,
+    pub(crate) alias: u32,
+    pub(crate) from: u32,
+    pub(crate) seq: u64,
+    /// The one target.
+    pub(crate) node: u32,
+}
+
 /// Why a frame is refused. The stream that brought it is not read any further.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum BadFrame {
@@ -206,6 +218,21 @@ impl Answer {
             other => return Err(BadFrame::Outcome(other)),
         };
         Ok(Self { call, outcome, codec: codec_from(body.get_u8())?, payload: body })
+    }
+}
+
+impl Plain {
+    /// Bytes of the body before the payload.
+    pub(crate) const HEAD: usize = MESSAGE_HEAD - LENGTH + 4;
+
+    /// Reads the head of a frame's body, if it is such a message.
+    pub(crate) fn peek(body: &[u8]) -> Option<Self> {
+        let [MESSAGE, codec, 0, 1, head @ ..] = body.first_chunk::<{ Self::HEAD }>()? else { return None };
+        let number = |at: usize| u32::from_be_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]]);
+        let (alias, from, node) = (number(0), number(4), number(16));
+        let seq = u64::from(number(8)) << 32 | u64::from(number(12));
+        let codec = codec_from(*codec).ok()?; // flags make it none
+        (alias != INLINE).then_some(Self { codec, alias, from, seq, node })
     }
 }
 
