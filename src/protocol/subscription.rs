@@ -522,4 +522,24 @@ mod tests {
         assert_eq!(inbox.try_next().flatten().map(|message| message.seq), Some(1));
         assert_eq!(inbox.try_next(), Some(None));
     }
+
+    #[test]
+    fn each_subscription_is_found_by_its_filter_until_it_is_closed_and_then_takes_no_memory() {
+        let (all, filter) = (Inboxes::default(), |text: &str| TopicFilter::new(text).unwrap());
+        let topic = Topic::new("t/1").unwrap();
+        let kept = all.insert(7, filter("t/*"), ListenOptions::default());
+        for n in 0..1000 {
+            let inbox = all.insert(7, filter(&format!("t/{}", n % 3)), ListenOptions::default());
+            assert_eq!(all.matching(7, &topic).len(), if n % 3 == 1 { 2 } else { 1 });
+            inbox.close();
+        }
+        assert!(Arc::ptr_eq(&all.matching(7, &topic)[0], &kept));
+        assert!(all.matching(8, &topic).is_empty(), "another node");
+        let by_node = all.by_node.read().unwrap();
+        let listed: usize = by_node[&7].by_filter.matching(&topic).iter().map(|list| list.len()).sum();
+        assert!(
+            listed <= by_node[&7].all.len() && by_node[&7].all.len() < 10,
+            "closed ones go when the list would grow"
+        );
+    }
 }
