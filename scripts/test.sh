@@ -25,6 +25,7 @@ command -v cc >/dev/null || command -v gcc >/dev/null || command -v clang >/dev/
 
 run cargo fmt --check
 run cargo clippy --locked --all-targets -- -D warnings
+run cargo clippy --locked --benches --features internals -- -D warnings
 run cargo test --locked
 say "cargo doc (private items too, warnings are errors)"
 RUSTDOCFLAGS=-Dwarnings cargo doc --locked --no-deps --document-private-items

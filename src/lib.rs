@@ -55,6 +55,9 @@
 pub mod cli;
 pub mod config;
 mod daemon;
+#[cfg(feature = "internals")]
+#[doc(hidden)]
+pub mod internals;
 mod keys;
 mod mesh;
 mod net;

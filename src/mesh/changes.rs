@@ -1,6 +1,7 @@
 //! From one edition of a peer's record to the next: what happened.
 
 use std::collections::{HashMap, HashSet};
+use std::hash::Hash;
 
 use super::record::{NodeEntry, Record};
 use super::{DownReason, NodeId, What};
@@ -11,9 +12,9 @@ pub(super) fn differences(before: Option<&Record>, after: Option<&Record>, why: 
     if let (None, Some(record)) = (before, after) {
         changes.push(What::PeerUp { peer: record.peer, host: record.host.clone() });
     }
-    let nodes = |record: Option<&Record>| -> HashMap<u32, NodeEntry> {
-        record.into_iter().flat_map(|record| &record.nodes).map(|node| (node.index, node.clone())).collect()
-    };
+    fn nodes(record: Option<&Record>) -> HashMap<u32, &NodeEntry> {
+        record.into_iter().flat_map(|record| &record.nodes).map(|node| (node.index, node)).collect()
+    }
     let Some(peer) = before.or(after).map(|record| record.peer) else { return changes };
     let (old, new) = (nodes(before), nodes(after));
     let mut indices: Vec<u32> = old.keys().chain(new.keys()).copied().collect();
@@ -21,7 +22,7 @@ pub(super) fn differences(before: Option<&Record>, after: Option<&Record>, why: 
     indices.dedup();
     for index in indices {
         let node = NodeId { peer, index };
-        let (old, new) = (old.get(&index), new.get(&index));
+        let (old, new) = (old.get(&index).copied(), new.get(&index).copied());
         let Some(name) = new.or(old).map(|entry| entry.name.clone()) else { continue };
         if old.is_none() {
             changes.push(What::NodeUp { node, name: name.clone() });
@@ -44,8 +45,40 @@ pub(super) fn differences(before: Option<&Record>, after: Option<&Record>, why: 
 }
 
 /// What stands only in the first list, and what only in the second.
-fn minus_both<T: Clone + Eq + std::hash::Hash>(old: Option<&[T]>, new: Option<&[T]>) -> (Vec<T>, Vec<T>) {
-    let set = |list: Option<&[T]>| -> HashSet<T> { list.unwrap_or_default().iter().cloned().collect() };
-    let (old, new) = (set(old), set(new));
-    (old.difference(&new).cloned().collect(), new.difference(&old).cloned().collect())
+fn minus_both<T: Clone + Eq + Hash>(old: Option<&[T]>, new: Option<&[T]>) -> (Vec<T>, Vec<T>) {
+    let (old, new) = (old.unwrap_or_default(), new.unwrap_or_default());
+    let (old_rest, new_rest) = without_common_ends(old, new);
+    (minus(old_rest, new), minus(new_rest, old))
 }
+
+/// What stands in the first list alone, each once.
+fn minus<T: Clone + Eq + Hash>(these: &[T], others: &[T]) -> Vec<T> {
+    let mut rest: HashSet<&T> = these.iter().collect();
+    if rest.len() <= FEW {
+        rest.retain(|one| !others.contains(one));
+    } else {
+        for other in others {
+            rest.remove(other);
+        }
+    }
+    rest.into_iter().cloned().collect()
+}
+
+/// The lists without what both begin with, and without what both end with: a long one differs in little from one edition to
+/// the next, mostly at its end.
+pub(super) fn without_common_ends<'a, T: PartialEq>(mut one: &'a [T], mut other: &'a [T]) -> (&'a [T], &'a [T]) {
+    while let ([first, rest @ ..], [same, others @ ..]) = (one, other)
+        && first == same
+    {
+        (one, other) = (rest, others);
+    }
+    while let ([rest @ .., last], [others @ .., same]) = (one, other)
+        && last == same
+    {
+        (one, other) = (rest, others);
+    }
+    (one, other)
+}
+
+/// So few are looked for faster by comparing them with all others than by hashing those.
+const FEW: usize = 8;

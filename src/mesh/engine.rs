@@ -11,7 +11,7 @@ use rand::{Rng, RngExt};
 
 use super::changes::differences;
 use super::record::{MAX_NAMES_PER_NODE, MAX_NODES_PER_PEER, MAX_RECORD, NodeEntry, Record, Sign, SignedRecord};
-use super::routes::{PeerRoutes, Routes};
+use super::routes::Routes;
 use super::view::{Merged, View};
 use super::{DownReason, Edition, NodeId, NodeName, PeerId, ServiceName, TopicFilter, What};
 
@@ -23,12 +23,8 @@ pub(crate) struct Engine {
     signer: Box<dyn Sign>,
     next_index: u32,
     view: View,
-    /// What routes are made of: the linked peers.
-    reachable: HashMap<PeerId, Arc<PeerRoutes>>,
-    /// This peer as last published, and what its nodes listen to since: so that a long list of filters is not gone through
-    /// for each that is added.
-    own_routes: Arc<PeerRoutes>,
-    recent: Vec<NodeEntry>,
+    /// What can be reached: this peer's own nodes and those of linked peers.
+    routes: Routes,
     nodes_changed: bool,
     why_down: HashMap<PeerId, DownReason>,
     generation: u64,
@@ -109,16 +105,14 @@ impl Engine {
     pub(crate) fn new(own: Record, signer: Box<dyn Sign>, config: &EngineConfig, now: Instant) -> Self {
         let signed = signer.sign(own.clone());
         let mut engine = Self {
-            own_routes: Arc::new(PeerRoutes::new(Arc::new(own.clone()))),
-            recent: Vec::new(),
-            nodes_changed: false,
+            routes: Routes::default(),
+            nodes_changed: true,
             own_bytes: size_of_own(&own),
             view: View::new(own.peer, config.forget_after),
             signed,
             own,
             signer,
             next_index: 0,
-            reachable: HashMap::new(),
             why_down: HashMap::new(),
             generation: 0,
             routes_changed: false,
@@ -159,12 +153,14 @@ impl Engine {
     /// Hosts it no more.
     pub(crate) fn remove_node(&mut self, index: u32) {
         let Some(position) = self.position(index) else { return };
-        let node = self.own.nodes.remove(position);
+        let (node, id) = (self.own.nodes.remove(position), self.id(index));
+        node.filters.iter().for_each(|filter| self.routes.unlisten(id, filter));
+        node.services.iter().for_each(|service| self.routes.unserve(id, service));
         let names = node.filters.iter().map(TopicFilter::as_str).chain(node.services.iter().map(ServiceName::as_str));
         self.own_bytes -= names.map(cost).sum::<usize>() + cost(node.name.as_str());
         self.own_changed = true;
         self.nodes_changed = true;
-        self.effects.push(Effect::Happened(What::NodeDown { node: self.id(index), name: node.name }));
+        self.effects.push(Effect::Happened(What::NodeDown { node: id, name: node.name }));
     }
 
     /// One of its nodes listens. A filter that it has already is counted once in the record; the caller counts uses.
@@ -174,7 +170,7 @@ impl Engine {
         let (node, name) = (self.id(index), self.own.nodes[position].name.clone());
         self.own.nodes[position].filters.push(filter.clone());
         self.own_changed = true;
-        self.recent_of(index, &name).filters.push(filter.clone());
+        self.routes.listen(node, &name, &self.own.host, &filter);
         self.effects.push(Effect::Happened(What::Listening { node, name, filter }));
         Ok(())
     }
@@ -188,6 +184,7 @@ impl Engine {
         let name = node.name.clone();
         self.own_bytes -= cost(filter.as_str());
         self.own_changed = true;
+        self.routes.unlisten(self.id(index), filter);
         self.effects.push(Effect::Happened(What::NotListening { node: self.id(index), name, filter: filter.clone() }));
     }
 
@@ -201,7 +198,7 @@ impl Engine {
         let (node, name) = (self.id(index), self.own.nodes[position].name.clone());
         self.own.nodes[position].services.push(service.clone());
         self.own_changed = true;
-        self.recent_of(index, &name).services.push(service.clone());
+        self.routes.serve(node, &name, &self.own.host, &service);
         self.effects.push(Effect::Happened(What::Serving { node, name, service }));
         Ok(())
     }
@@ -215,7 +212,7 @@ impl Engine {
         let name = node.name.clone();
         self.own_bytes -= cost(service.as_str());
         self.own_changed = true;
-        self.nodes_changed = true; // calls find nobody there from now on, instead of being refused
+        self.routes.unserve(self.id(index), service);
         let (node, service) = (self.id(index), service.clone());
         self.effects.push(Effect::Happened(What::NotServing { node, name, service }));
     }
@@ -225,10 +222,9 @@ impl Engine {
         let names: Vec<(u32, Vec<TopicFilter>, Vec<ServiceName>)> =
             self.own.nodes.iter().map(|node| (node.index, node.filters.clone(), node.services.clone())).collect();
         for (index, filters, services) in names {
-            filters.iter().for_each(|filter| self.unlisten(index, filter));
-            services.iter().for_each(|service| self.unserve(index, service));
+            filters.iter().rev().for_each(|filter| self.unlisten(index, filter));
+            services.iter().rev().for_each(|service| self.unserve(index, service));
         }
-        self.nodes_changed |= self.own_changed;
     }
 
     /// This is where it can be dialled now.
@@ -370,12 +366,7 @@ impl Engine {
             self.routes_changed = true;
         }
         let publishes = self.unpublished && now >= self.may_publish;
-        // What ceased is still routed until then: a message for it is ignored where it arrives, which is here.
-        if std::mem::take(&mut self.nodes_changed) || publishes {
-            self.own_routes = Arc::new(PeerRoutes::new(Arc::new(self.own.clone())));
-            self.recent.clear();
-            self.routes_changed = true;
-        }
+        let nodes_changed = std::mem::take(&mut self.nodes_changed);
         if publishes {
             self.unpublished = false;
             self.own.edition.version += 1;
@@ -383,18 +374,15 @@ impl Engine {
             // Large records cost everybody more, so they come less often: 60 KiB every 35 ms.
             self.may_publish = now + PUBLISH_GAP + PUBLISH_GAP_PER_KIB * (self.signed.bytes().len() / 1024) as u32;
             self.effects.push(Effect::Publish(self.signed.clone()));
+            self.routes.describe(self.signed.record());
+            self.routes_changed = true;
+        } else if nodes_changed {
+            self.routes.describe(&Arc::new(self.own.clone()));
+            self.routes_changed = true;
         }
         if std::mem::take(&mut self.routes_changed) {
             self.generation += 1;
-            let mut peers: Vec<Arc<PeerRoutes>> = self.reachable.values().cloned().collect();
-            peers.push(Arc::clone(&self.own_routes));
-            if !self.recent.is_empty() {
-                let mut nodes = self.recent.clone();
-                nodes.sort_unstable_by_key(|node| node.index);
-                let recent = Record { nodes, ..self.own_without_nodes() };
-                peers.push(Arc::new(PeerRoutes::addition(Arc::new(recent))));
-            }
-            let routes = Routes::new(self.generation, peers);
+            let routes = self.routes.snapshot(self.generation);
             self.effects.push(Effect::Routes(Arc::new(routes)));
         }
     }
@@ -433,18 +421,15 @@ impl Engine {
     /// Brings what can be reached at that peer up to date, and tells the difference.
     fn refresh(&mut self, peer: PeerId) {
         let now = self.view.signed(peer).filter(|signed| self.view.is_linked(peer) && !signed.record().leaving);
-        let before = self.reachable.get(&peer);
-        if before.map(|routes| routes.edition()) == now.map(SignedRecord::edition) {
+        let before = self.routes.record(peer).cloned();
+        if before.as_ref().map(|record| record.edition) == now.map(SignedRecord::edition) {
             return;
         }
         let after = now.map(|signed| Arc::clone(signed.record()));
-        let before = match &after {
-            Some(record) => self.reachable.insert(peer, Arc::new(PeerRoutes::new(Arc::clone(record)))),
-            None => self.reachable.remove(&peer),
-        };
+        self.routes.replace(peer, before.as_deref(), after.as_ref());
         self.routes_changed = true;
         let why = self.why_down.get(&peer).copied().unwrap_or(DownReason::Closed);
-        let changes = differences(before.as_ref().map(|routes| routes.record()), after.as_deref(), why);
+        let changes = differences(before.as_deref(), after.as_deref(), why);
         self.effects.extend(changes.into_iter().map(Effect::Happened));
     }
 
@@ -486,28 +471,12 @@ impl Engine {
         self.effects.push(Effect::Tell(peer, say));
     }
 
-    fn own_without_nodes(&self) -> Record {
-        let Record { peer, identity, edition, leaving, .. } = self.own;
-        let (host, software) = (self.own.host.clone(), self.own.software.clone());
-        Record { peer, identity, edition, host, software, addresses: Vec::new(), nodes: Vec::new(), leaving }
-    }
-
     fn id(&self, index: u32) -> NodeId {
         NodeId { peer: self.own.peer, index }
     }
 
     fn position(&self, index: u32) -> Option<usize> {
         self.own.nodes.binary_search_by_key(&index, |node| node.index).ok()
-    }
-
-    /// What one of its nodes does since the last edition.
-    fn recent_of(&mut self, index: u32, name: &NodeName) -> &mut NodeEntry {
-        let at = self.recent.iter().position(|recent| recent.index == index).unwrap_or_else(|| {
-            let (filters, services) = (Vec::new(), Vec::new());
-            self.recent.push(NodeEntry { index, name: name.clone(), filters, services });
-            self.recent.len() - 1
-        });
-        &mut self.recent[at]
     }
 
     fn room_for_name(&self, index: u32) -> Result<usize, LimitError> {
@@ -604,6 +573,31 @@ mod tests {
         assert_eq!(routes.resolve(&topic("x/y"), "", GroupBy::Name).groups[0].members[0].id, node);
         let published = effects.iter().filter(|effect| matches!(effect, Effect::Publish(_))).count();
         assert_eq!(published, 1, "{effects:?}");
+    }
+
+    #[test]
+    fn a_link_that_was_replaced_concerns_all_topics_of_its_peer_and_no_others() {
+        let record = |n, name: &str, filter| {
+            SignedRecord::new(record_with(n, [super::super::kit::listener(0, name, &[filter])]), bytes::Bytes::new())
+        };
+        let mut engine = engine(1);
+        engine.linked(record(2, "a", "x"), at(0));
+        engine.linked(record(3, "b", "y"), at(0));
+        let mut routes = || {
+            engine.settle(at(1));
+            let routes = engine.effects().filter_map(|effect| match effect {
+                Effect::Routes(routes) => Some(routes),
+                _ => None,
+            });
+            let last = routes.last().unwrap();
+            engine.lost(peer(2), DownReason::Closed, at(1));
+            engine.linked(record(2, "a", "x"), at(1));
+            last
+        };
+        let (before, after) = (routes(), routes());
+        assert_ne!(before.generation(), after.generation());
+        assert!(before.listening(&topic("x")) != after.listening(&topic("x")));
+        assert!(before.listening(&topic("y")) == after.listening(&topic("y")));
     }
 
     #[test]

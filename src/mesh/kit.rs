@@ -8,7 +8,7 @@ use rand::SeedableRng;
 use rand::rngs::SmallRng;
 
 use super::record::{Edition, NodeEntry, Record, SignedRecord};
-use super::routes::{Group, GroupKey, Member, PeerRoutes, Routes};
+use super::routes::{Group, GroupKey, Member, Routes};
 use super::{Identity, NodeId, NodeName, PeerId, Topic, TopicFilter};
 
 pub(crate) fn peer(n: u32) -> PeerId {
@@ -56,7 +56,9 @@ pub(crate) fn record_with(n: u32, nodes: impl IntoIterator<Item = NodeEntry>) ->
 
 /// The routes to that peer's nodes alone.
 pub(crate) fn routes_to(record: Record, generation: u64) -> Routes {
-    Routes::new(generation, vec![Arc::new(PeerRoutes::new(Arc::new(record)))])
+    let mut routes = Routes::default();
+    routes.replace(record.peer, None, Some(&Arc::new(record)));
+    routes.snapshot(generation)
 }
 
 /// A record of the peer, in that version, that nobody needs to verify.

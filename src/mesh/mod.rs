@@ -7,6 +7,7 @@ pub(crate) mod delivery;
 pub(crate) mod engine;
 mod event;
 mod failure;
+mod filters;
 mod id;
 mod info;
 #[cfg(test)]
@@ -19,6 +20,7 @@ mod rules;
 mod sim;
 mod size;
 mod topic;
+mod trie;
 mod view;
 
 pub(crate) use balance::Turns;
@@ -28,13 +30,14 @@ pub use event::{DownReason, Event, What};
 #[cfg(test)]
 pub(crate) use failure::MAX_FAILURE;
 pub use failure::{Failure, RemoteFailure};
+pub(crate) use filters::FilterTable;
 pub(crate) use id::bytes32;
 pub use id::{BadId, Identity, NodeId, PeerId};
 pub use info::*;
 pub use name::{BadName, MAX_MESH_NAME, MAX_NAME, MeshName, NodeName, ServiceName};
 pub(crate) use record::*;
 pub use record::{MAX_NAMES_PER_NODE, MAX_NODES_PER_PEER, MAX_RECORD};
-pub(crate) use routes::{Group, GroupKey, Member, Route, Routes};
+pub(crate) use routes::{Group, GroupKey, Listening, Member, Route, Routes};
 pub use rules::BalanceRule;
 pub(crate) use rules::Rules;
 pub(crate) use size::{MAX_SMALL, Size};

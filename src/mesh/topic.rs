@@ -50,6 +50,11 @@ impl TopicFilter {
         }
     }
 
+    /// Whether it has a wildcard.
+    pub(super) fn is_wild(&self) -> bool {
+        self.as_str().contains('*')
+    }
+
     /// The one topic that the filter selects, if it has no wildcard.
     #[must_use]
     pub fn as_topic(&self) -> Option<Topic> {

@@ -45,7 +45,7 @@ use crate::mesh::{
 use crate::net::{Closed, KeepAlive, NetHandle, RotationError};
 use crate::protocol::Protocols;
 use crate::protocol::calls::Caller;
-use crate::protocol::pubsub::Outlet;
+use crate::protocol::pubsub::{Kept, Outlet};
 
 /// A named participant in a mesh. Cheap to clone.
 ///
@@ -65,7 +65,8 @@ struct Inner {
     id: NodeId,
     name: NodeName,
     host: Arc<Host>,
-    outlets: Mutex<HashMap<Topic, Arc<Outlet>>>,
+    /// Beyond what is kept, the numbers of topics without a [`Publisher`] start again at 1.
+    outlets: Mutex<Kept<Arc<Outlet>>>,
     callers: Mutex<HashMap<ServiceName, Arc<Caller>>>,
     _alive: KeepAlive,
 }
@@ -225,16 +226,14 @@ impl Node {
     pub fn publisher(&self, topic: &str) -> Result<Publisher, SendError> {
         let mut outlets = self.0.outlets.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(outlet) = outlets.get(topic) {
-            return Ok(Publisher::new(self.clone(), Arc::clone(outlet)));
-        }
-        if outlets.len() >= MAX_OUTLETS {
-            outlets.retain(|_, outlet| outlet.is_shared() || outlet.is_retaining());
+            return Ok(Publisher::new(self.clone(), outlet));
         }
         let topic = Topic::new(topic)?;
-        let routes = self.0.host.net.routes().clone();
-        let outlet =
-            Arc::new(self.0.host.protocols.pubsub.outlet(topic.clone(), self.0.id, self.0.name.clone(), routes));
-        outlets.insert(topic, Arc::clone(&outlet));
+        let in_use = |outlet: &Arc<Outlet>| outlet.is_shared() || outlet.is_retaining();
+        let outlet = outlets.of(&topic, in_use, || {
+            let (name, routes) = (self.0.name.clone(), self.0.host.net.routes().clone());
+            Arc::new(self.0.host.protocols.pubsub.outlet(topic.clone(), self.0.id, name, routes))
+        });
         Ok(Publisher::new(self.clone(), outlet))
     }
 
@@ -429,8 +428,6 @@ impl Node {
     }
 }
 
-/// Topics whose numbering a node keeps. Beyond, those without a [`Publisher`] start again at 1.
-const MAX_OUTLETS: usize = 1 << 14;
 /// Time for what is in hand when a process leaves.
 const DRAIN: Duration = Duration::from_millis(2500);
 /// Time for channels to end by themselves.

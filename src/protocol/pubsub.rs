@@ -1,6 +1,7 @@
 //! Messages on topics: from a sending node along the routes to links and to nodes of this process, and from links into
 //! subscriptions.
 
+mod kept;
 mod options;
 pub(crate) mod receipt;
 mod retain;
@@ -19,6 +20,7 @@ use tokio::sync::{Mutex as OrderedMutex, MutexGuard as OrderedGuard, watch};
 use tokio::time::{Instant, sleep};
 use tokio_util::task::AbortOnDropHandle;
 
+pub(crate) use self::kept::Kept;
 pub use self::options::{SendError, SendOptions};
 use self::retain::Retained;
 use self::sending::Sending;
@@ -26,7 +28,8 @@ use super::delivery::{Content, Lanes, NotPosted, Slot};
 use super::ping::Pings;
 use super::subscription::Inboxes;
 use crate::mesh::{
-    Codec, Group, GroupBy, NodeId, NodeName, PeerId, Policy, Route, Routes, Rules, SendReport, Target, Topic, Turns,
+    Codec, Group, GroupBy, Listening, NodeId, NodeName, PeerId, Policy, Route, Routes, Rules, SendReport, Target,
+    Topic, Turns,
 };
 use crate::net::{Link, Links};
 
@@ -38,7 +41,7 @@ pub(crate) struct PubSub {
     inboxes: Inboxes,
     pings: Pings,
     rules: Rules,
-    turns: Mutex<HashMap<Topic, Arc<Mutex<Turns>>>>,
+    turns: Mutex<Kept<Arc<Mutex<Turns>>>>,
     lanes: Lanes,
     max_message: usize,
     times: SendTimes,
@@ -93,6 +96,7 @@ struct State {
 struct Plan {
     generation: Option<u64>,
     group_by: GroupBy,
+    listening: Listening,
     route: Arc<Route>,
     /// For each member of each group, in the order of the route.
     ways: Vec<Vec<Way>>,
@@ -186,13 +190,8 @@ impl PubSub {
         from_name: NodeName,
         routes: watch::Receiver<Arc<Routes>>,
     ) -> Outlet {
-        let turns = {
-            let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
-            if turns.len() >= MAX_TURNS {
-                turns.retain(|_, turns| Arc::strong_count(turns) > 1);
-            }
-            Arc::clone(turns.entry(topic.clone()).or_default())
-        };
+        let in_use = |turns: &Arc<Mutex<Turns>>| Arc::strong_count(turns) > 1;
+        let turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner).of(&topic, in_use, Arc::default);
         let rng = SmallRng::from_rng(&mut rand::rng());
         let (policy, group_by) = self.rules.for_topic(&topic);
         let state = OrderedMutex::new(State { seq: 0, plan: Plan::default(), rng, retained: None });
@@ -383,15 +382,23 @@ impl PubSub {
         sending
     }
 
-    /// Looks the route up again if routes have changed since, or were last grouped otherwise.
+    /// Looks the route up again if something has changed for the topic since, or it was last grouped otherwise. Most changes
+    /// are about other topics, and with many publishers each of them would look all its listeners up at each.
     fn refresh(&self, origin: &Origin, plan: &mut Plan, group_by: GroupBy) {
         let routes = origin.routes.borrow();
-        if plan.generation == Some(routes.generation()) && plan.group_by == group_by {
+        let generation = Some(routes.generation());
+        if plan.generation == generation && plan.group_by == group_by {
             return;
         }
-        let route = routes.resolve(&origin.topic, &self.host, group_by);
-        (plan.generation, plan.group_by) = (Some(routes.generation()), group_by);
+        let listening = routes.listening(&origin.topic);
         drop(routes);
+        let resolved = plan.generation.is_some();
+        plan.generation = generation;
+        if resolved && plan.listening == listening && plan.group_by == group_by && plan.is_up() {
+            return;
+        }
+        let route = listening.route(&self.host, group_by);
+        (plan.listening, plan.group_by) = (listening, group_by);
         let me = origin.from.peer;
         let mut ways: HashMap<PeerId, Way> = HashMap::new();
         let mut way = |peer: PeerId| {
@@ -452,6 +459,13 @@ impl Outlet {
     }
 }
 
+impl Plan {
+    /// Whether every link of it stood when it was last looked at, and stands now.
+    fn is_up(&self) -> bool {
+        self.ways.iter().flatten().all(Way::is_up)
+    }
+}
+
 impl Way {
     fn is_up(&self) -> bool {
         match self {
@@ -488,5 +502,48 @@ const LOOK: Duration = Duration::from_millis(10);
 const FEW: usize = 4;
 /// A day: who waits longer for one message is not helped by waiting on.
 const FOR_EVER: Duration = Duration::from_secs(86_400);
-/// Topics whose turns are remembered after their last sender went. Beyond, those without a sender start over.
-const MAX_TURNS: usize = 1 << 14;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::mesh::kit;
+    use crate::net::LinkLimits;
+
+    /// What comes of a send after each of these changes of the routes, by the plan that it was sent with.
+    #[tokio::test]
+    async fn a_plan_holds_until_something_changes_for_its_topic() {
+        let links = Links::default();
+        let link = |epoch| Link::new(epoch, LinkLimits { frames: 100, bytes: 1 << 20 }, 1000);
+        let first = link(1);
+        links.insert(kit::peer(2), first.clone(), None);
+        let times = SendTimes { room: Duration::ZERO, acknowledgement: Duration::ZERO };
+        let pubsub = PubSub::new(String::new(), links, Rules::default(), 1000, 1000, times);
+        let record = |filters: &[&str]| kit::record_with(2, [kit::listener(0, "n", filters)]);
+        let (before, more, less) = (record(&["t", "a"]), record(&["t", "a", "b", "*/t"]), record(&["a"]));
+        let (more, less) = (Arc::new(more), Arc::new(less));
+        let mut now = kit::routes_to(before.clone(), 1);
+        let (routes, seen) = watch::channel(Arc::new(now.clone()));
+        let outlet = pubsub.outlet(kit::topic("t"), NodeId { peer: kit::peer(1), index: 0 }, kit::node_name("s"), seen);
+        let plan = || {
+            let sent = pubsub.try_send(&outlet, Codec::Bytes, &Bytes::new(), &SendOptions::default());
+            let state = outlet.origin.state.try_lock().unwrap();
+            (sent.unwrap().unwrap().sent, Arc::clone(&state.plan.route))
+        };
+        let (sent, planned) = plan();
+        assert_eq!(sent, 1);
+        now.replace(kit::peer(2), Some(&before), Some(&more));
+        routes.send_replace(Arc::new(now.snapshot(2)));
+        let (sent, still) = plan();
+        assert!(sent == 1 && Arc::ptr_eq(&planned, &still), "nothing changed for the topic");
+
+        pubsub.links.insert(kit::peer(2), link(2), None);
+        first.close();
+        routes.send_replace(Arc::new(now.snapshot(3)));
+        let (sent, over_another) = plan();
+        assert!(sent == 1 && !Arc::ptr_eq(&planned, &over_another), "the link is another");
+
+        now.replace(kit::peer(2), Some(&more), Some(&less));
+        routes.send_replace(Arc::new(now.snapshot(4)));
+        assert_eq!(plan().0, 0, "nobody listens any more");
+    }
+}

@@ -15,7 +15,7 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use crate::mesh::delivery::{self, Claimed, Verdict};
-use crate::mesh::{Message, NodeId, PeerId, Topic, TopicFilter};
+use crate::mesh::{FilterTable, Message, NodeId, PeerId, Topic, TopicFilter};
 use crate::net::ControlSender;
 
 /// What happens to messages for a subscription whose queue is full. A slow subscription never slows another, whichever it
@@ -402,15 +402,20 @@ fn is_over(message: &Message) -> bool {
     expires.is_some_and(|expires| Instant::now().into_std() >= expires)
 }
 
-/// One subscription of a node.
-type Listening = (TopicFilter, Arc<Inbox>);
-
 /// The inboxes of this peer's nodes.
 #[derive(Debug, Default)]
 pub(crate) struct Inboxes {
-    by_node: RwLock<HashMap<u32, Vec<Listening>>>,
+    by_node: RwLock<HashMap<u32, Subscribed>>,
     generation: AtomicU64,
     expired: Arc<AtomicU64>,
+}
+
+/// The subscriptions of one node.
+#[derive(Debug, Default)]
+struct Subscribed {
+    all: Vec<(TopicFilter, Arc<Inbox>)>,
+    /// The same, by filter: a node may have ten thousand.
+    by_filter: FilterTable<Arc<Inbox>>,
 }
 
 impl Inboxes {
@@ -428,12 +433,7 @@ impl Inboxes {
     pub(crate) fn insert(&self, node: u32, filter: TopicFilter, options: ListenOptions) -> Arc<Inbox> {
         let inbox = Arc::new(Inbox::new(options, Arc::clone(&self.expired)));
         let mut by_node = self.by_node.write().unwrap_or_else(PoisonError::into_inner);
-        let listening = by_node.entry(node).or_default();
-        // Those that were closed go when the list would grow, so that dropping a subscription takes no lock of all others.
-        if listening.len() == listening.capacity() {
-            listening.retain(|(_, inbox)| !inbox.is_closed());
-        }
-        listening.push((filter, Arc::clone(&inbox)));
+        by_node.entry(node).or_default().insert(filter, Arc::clone(&inbox));
         self.generation.fetch_add(1, Ordering::Release);
         inbox
     }
@@ -441,18 +441,16 @@ impl Inboxes {
     /// All that are read.
     pub(crate) fn open(&self) -> Vec<Arc<Inbox>> {
         let by_node = self.by_node.read().unwrap_or_else(PoisonError::into_inner);
-        let inboxes = by_node.values().flatten().map(|(_, inbox)| inbox);
+        let inboxes = by_node.values().flat_map(|node| &node.all).map(|(_, inbox)| inbox);
         inboxes.filter(|inbox| !inbox.is_closed()).cloned().collect()
     }
 
-    /// Where messages on a topic for a node go.
+    /// Where messages on a topic for a node go. Costs what matches.
     pub(crate) fn matching(&self, node: u32, topic: &Topic) -> Vec<Arc<Inbox>> {
         let by_node = self.by_node.read().unwrap_or_else(PoisonError::into_inner);
-        let inboxes = by_node.get(&node).into_iter().flatten();
-        inboxes
-            .filter(|(filter, inbox)| filter.matches(topic) && !inbox.is_closed())
-            .map(|(_, inbox)| Arc::clone(inbox))
-            .collect()
+        let Some(subscribed) = by_node.get(&node) else { return Vec::new() };
+        let lists = subscribed.by_filter.matching(topic);
+        lists.iter().flat_map(|list| list.iter()).filter(|inbox| !inbox.is_closed()).cloned().collect()
     }
 
     /// The node is gone, and so are its subscriptions.
@@ -464,7 +462,21 @@ impl Inboxes {
     /// What is there can still be read; then every subscription ends.
     pub(crate) fn finish(&self) {
         let by_node = self.by_node.read().unwrap_or_else(PoisonError::into_inner);
-        by_node.values().flatten().for_each(|(_, inbox)| inbox.finish());
+        by_node.values().flat_map(|node| &node.all).for_each(|(_, inbox)| inbox.finish());
+    }
+}
+
+impl Subscribed {
+    fn insert(&mut self, filter: TopicFilter, inbox: Arc<Inbox>) {
+        // Those that were closed go when the list would grow, so that dropping a subscription takes no lock of all others.
+        if self.all.len() == self.all.capacity() {
+            let closed = self.all.extract_if(.., |(_, inbox)| inbox.is_closed());
+            for (filter, _) in closed {
+                self.by_filter.update(&filter, |list| list.retain(|inbox| !inbox.is_closed()));
+            }
+        }
+        self.by_filter.insert(&filter, Arc::clone(&inbox));
+        self.all.push((filter, inbox));
     }
 }
 
@@ -569,5 +581,25 @@ mod tests {
         assert_eq!(inbox.offer(message(2, 1)), Put::Closed);
         assert_eq!(inbox.try_next().flatten().map(|message| message.seq), Some(1));
         assert_eq!(inbox.try_next(), Some(None));
+    }
+
+    #[test]
+    fn each_subscription_is_found_by_its_filter_until_it_is_closed_and_then_takes_no_memory() {
+        let (all, filter) = (Inboxes::default(), |text: &str| TopicFilter::new(text).unwrap());
+        let topic = Topic::new("t/1").unwrap();
+        let kept = all.insert(7, filter("t/*"), ListenOptions::default());
+        for n in 0..1000 {
+            let inbox = all.insert(7, filter(&format!("t/{}", n % 3)), ListenOptions::default());
+            assert_eq!(all.matching(7, &topic).len(), if n % 3 == 1 { 2 } else { 1 });
+            inbox.close();
+        }
+        assert!(Arc::ptr_eq(&all.matching(7, &topic)[0], &kept));
+        assert!(all.matching(8, &topic).is_empty(), "another node");
+        let by_node = all.by_node.read().unwrap();
+        let listed: usize = by_node[&7].by_filter.matching(&topic).iter().map(|list| list.len()).sum();
+        assert!(
+            listed <= by_node[&7].all.len() && by_node[&7].all.len() < 10,
+            "closed ones go when the list would grow"
+        );
     }
 }

@@ -207,7 +207,7 @@ mod tests {
             let second = Duration::from_secs(1);
             let times = SendTimes { room: second, acknowledgement: second };
             let pubsub = Arc::new(PubSub::new("host-1".into(), links, Rules::default(), 1000, 1000, times));
-            let (routes, seen) = watch::channel(Arc::new(Routes::new(0, Vec::new())));
+            let (routes, seen) = watch::channel(Arc::new(Routes::default()));
             let from = NodeId { peer: kit::peer(1), index: 0 };
             let outlet = pubsub.outlet(kit::topic("t"), from, kit::node_name("n"), seen);
             Self { pubsub, link, routes, outlet }
