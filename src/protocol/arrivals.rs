@@ -22,6 +22,8 @@ pub(crate) struct Arrivals {
     topics: Vec<Arrived>,
     names: HashMap<u32, NodeName>,
     last_name: Option<(u32, NodeName)>,
+    /// The highest number that an acknowledged message of the peer had before the first on this stream.
+    since: Option<u64>,
 }
 
 /// A topic that a peer sends on, and where its messages go here.
@@ -33,7 +35,7 @@ struct Arrived {
 
 impl Arrivals {
     pub(crate) fn new(pubsub: Arc<PubSub>, peer: PeerId) -> Self {
-        Self { pubsub, peer, topics: Vec::new(), names: HashMap::new(), last_name: None }
+        Self { pubsub, peer, topics: Vec::new(), names: HashMap::new(), last_name: None, since: None }
     }
 
     fn name(&mut self, index: u32) -> Result<NodeName, BadFrame> {
@@ -94,7 +96,7 @@ impl Arrivals {
         };
         let lane = head.delivery.map(|_| self.pubsub.lanes().get(self.peer));
         if let (Some(lane), Some(delivery)) = (&lane, head.delivery)
-            && !lane.accept(delivery)
+            && !lane.accept(delivery, &mut self.since)
         {
             return Ok(()); // it came before, and what is said of it will be or was
         }
