@@ -6,6 +6,7 @@
 //! a higher epoch, and the receiver reads nothing of an older epoch once it greeted on a newer connection. So nothing
 //! comes twice and nothing out of order, across reconnects too.
 
+mod pace;
 mod turns;
 mod writing;
 
@@ -21,6 +22,7 @@ use bytes::{Bytes, BytesMut};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
+use self::pace::Pace;
 pub(crate) use self::turns::Order;
 use self::turns::{Parcel, Piece, Turn, Turns, Waiting};
 use self::writing::Writing;
@@ -77,6 +79,7 @@ struct Queue {
     queued: Waiting,
     /// What is written in parts, and what waits for it.
     turns: Turns,
+    pace: Pace,
     /// Frames that came from there, or are there, and are not written.
     frames_in_turn: usize,
     /// Messages queued and not yet taken by the writer; messages that it took.
@@ -255,7 +258,7 @@ impl Link {
         if queue.refuses(lane.is_some(), message.payload.len(), bytes, room, self.0.limits) {
             return Err(Refused::Full);
         }
-        let (idle, takes_turns) = (queue.is_empty(), lane.is_some());
+        let (idle, takes_turns) = (queue.rests(), lane.is_some());
         queue.put(message, lane);
         drop(queue);
         self.queued_one(idle, takes_turns);
@@ -292,7 +295,7 @@ impl Link {
         if queue.refuses(lane.is_some(), payload.len(), bytes, room, self.0.limits) {
             return Err(Refused::Full);
         }
-        let (idle, takes_turns) = (queue.is_empty(), lane.is_some());
+        let (idle, takes_turns) = (queue.rests(), lane.is_some());
         let place = if let Some(order) = lane {
             let mut head = BytesMut::new();
             put(&mut head);
@@ -361,6 +364,23 @@ impl Link {
             drop(queue);
             self.0.filled.notify_one();
         }
+    }
+
+    /// The receiver says how many bytes of parts have come.
+    pub(crate) fn parts_came(&self, bytes: u64) {
+        let mut queue = self.queue();
+        queue.pace.hear(bytes, Instant::now());
+        let has_turn = queue.has_turn();
+        drop(queue);
+        if has_turn {
+            self.0.filled.notify_one();
+        }
+    }
+
+    /// Tells the other side how many bytes of its parts have come.
+    pub(crate) fn tell_came(&self, bytes: u64) {
+        // Refused by a link that is down: then nothing comes any more.
+        let _ = self.push(Order::Free, |out| frame::put_came(out, bytes), &Bytes::new(), Room::Always);
     }
 
     /// Waits until something changed since `try_push` refused: room, a pause that ended, the end of the link.
@@ -432,6 +452,7 @@ impl Queue {
             segments: VecDeque::new(),
             queued: Waiting::default(),
             turns: Turns::new(max_message),
+            pace: Pace::default(),
             frames_in_turn: 0,
             waiting: 0,
             taken: 0,
@@ -446,8 +467,14 @@ impl Queue {
         }
     }
 
-    fn is_empty(&self) -> bool {
-        self.segments.is_empty() && self.turns.is_empty()
+    /// Whether there is nothing to write now.
+    fn rests(&self) -> bool {
+        self.segments.is_empty() && !self.has_turn()
+    }
+
+    /// Whether it is somebody's turn, or will be as soon as what is queued is taken.
+    fn has_turn(&self) -> bool {
+        !self.turns.is_empty() && self.pace.is_open()
     }
 
     fn frames(&self) -> usize {
@@ -589,11 +616,16 @@ impl Queue {
             let segments = self.take_some();
             let introduced = &self.introduced;
             let known = |index| introduced.get(&index).copied();
-            let turn = if turns_too { self.turns.next(self.taken_frames, known, Instant::now()) } else { Turn::Nobody };
+            let now = Instant::now();
+            let goes_on = turns_too && self.pace.is_open();
+            let turn = if goes_on { self.turns.next(self.taken_frames, known, now) } else { Turn::Nobody };
             match turn {
                 Turn::Piece(piece) => {
                     self.waiting -= piece.messages;
                     self.taken += piece.messages;
+                    if piece.part > 0 {
+                        self.pace.send(piece.part, now);
+                    }
                     return (segments, Some(piece));
                 }
                 Turn::Introduce(index, name) => self.introduce(index, &name),
@@ -768,10 +800,9 @@ mod tests {
             link.flushed().await;
             link.close();
         };
-        let back = Link::new(1, ROOM, 1 << 20);
         let (written, read, ()) = tokio::join!(
             link.write(async { Ok(ours) }),
-            inlet.read(theirs, 16 << 20, &back, &mut kept, || ()),
+            inlet.read(theirs, 16 << 20, link, &mut kept, || ()), // as a link to oneself
             flush_then_close
         );
         written.unwrap();
@@ -991,11 +1022,11 @@ mod tests {
         let (ours, theirs) = duplex(1000);
         let (inlet, back, mut kept) = (Inlet::default(), Link::new(1, ROOM, 1 << 20), Kept::default());
         {
-            let mut cut = theirs.take(2 << 20);
+            let mut cut = theirs.take(900 << 10);
             let (mut reader, mut writer) = (BytesMut::new(), 0);
             let hello = encode_block(&DataHello { protocol: PROTOCOL, epoch: 3 });
             let reading = async {
-                while reader.len() < 2 << 20 {
+                while reader.len() < 900 << 10 {
                     cut.read_buf(&mut reader).await.unwrap();
                     if reader.len() >= hello.len() && writer == 0 {
                         writer = cut.get_mut().write(&hello).await.unwrap();
@@ -1035,7 +1066,7 @@ mod tests {
         call(3, 10);
         link.cancel(2);
         let (ours, theirs) = duplex(1000);
-        let (inlet, back, mut kept) = (Inlet::default(), Link::new(1, ROOM, 1 << 20), Kept::default());
+        let (inlet, mut kept) = (Inlet::default(), Kept::default());
         let taking_back = async {
             while !link.was_begun() {
                 tokio::task::yield_now().await;
@@ -1048,7 +1079,7 @@ mod tests {
         };
         let (written, read, ()) = tokio::join!(
             link.write(async { Ok(ours) }),
-            inlet.read(theirs, 64 << 20, &back, &mut kept, || ()),
+            inlet.read(theirs, 64 << 20, &link, &mut kept, || ()),
             taking_back
         );
         written.unwrap();

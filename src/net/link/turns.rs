@@ -107,6 +107,8 @@ pub(super) struct Piece {
     /// Frames that end with it, and messages that begin with it.
     pub(super) frames: usize,
     pub(super) messages: u64,
+    /// Bytes of it that are of a part.
+    pub(super) part: usize,
 }
 
 /// Whose turn it is.
@@ -339,6 +341,7 @@ impl Turns {
             let head = &parcel.head[LENGTH..];
             let headed = head.len().saturating_sub(sent).min(bytes);
             piece.head.extend_from_slice(&head[head.len().min(sent)..][..headed]);
+            piece.part = bytes;
             let at = (sent + headed).saturating_sub(head.len());
             piece.payload = parcel.payload.slice(at..at + bytes - headed);
         }
