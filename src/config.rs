@@ -74,8 +74,8 @@ pub struct LimitsConfig {
     pub message_bytes: NonZeroUsize,
     /// Frames waiting for one peer. More ride out longer stalls before `send` waits; what waits is lost if the link dies.
     pub link_queue_messages: NonZeroUsize,
-    /// Bytes waiting for one peer, whichever limit is reached first. Times the number of peers, this is the memory that
-    /// slow peers can take.
+    /// Bytes waiting for one peer, whichever limit is reached first: of small messages, of those over 64 KiB, and of those over
+    /// 4 MiB each, one of which always fits. Times three and the number of peers, this is the memory that slow peers can take.
     #[serde(with = "units::bytes")]
     pub link_queue_bytes: NonZeroUsize,
     /// Messages waiting in one subscription. More ride out longer pauses of its reader before the overflow policy decides.

@@ -1,9 +1,9 @@
 //! Acknowledged messages between two peers: what the sender keeps until it knows, what the receiver remembers of what it
 //! said, and what a program holds while it works on a message.
 //!
-//! Numbers grow along each pair of peers. All that is unsettled goes out again on a new link before all that is new, so a
-//! receiver takes what is above the highest number that it has seen, and nothing else. What it said is said again too,
-//! until the sender tells that it knows.
+//! Numbers grow along each pair of peers, but large messages take longer than small ones that are sent after them. All that
+//! is unsettled goes out again on a new link, and nothing comes twice on one. So a receiver remembers which numbers it saw, and
+//! what it said of them, until the sender tells that it knows.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
@@ -11,6 +11,8 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Instant;
 
 use bytes::Bytes;
+
+use super::Size;
 
 /// What a receiver says of a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,7 +45,8 @@ pub(crate) struct Outbox<P, W> {
     pending: VecDeque<Pending<P, W>>,
     /// Unsettled receivers in `pending`.
     unsettled: usize,
-    bytes: usize,
+    /// Of each size.
+    bytes: [usize; 3],
     by_node: HashMap<u32, usize>,
 }
 
@@ -65,15 +68,17 @@ impl<P, W> Pending<P, W> {
 
 impl<P, W> Default for Outbox<P, W> {
     fn default() -> Self {
-        Self { pending: VecDeque::new(), unsettled: 0, bytes: 0, by_node: HashMap::new() }
+        Self { pending: VecDeque::new(), unsettled: 0, bytes: [0; 3], by_node: HashMap::new() }
     }
 }
 
 impl<P, W> Outbox<P, W> {
-    /// Whether a message for those nodes may be sent. One is always taken, however large.
+    /// Whether a message for those nodes may be sent. One is always taken, however large; and it takes no room from those of
+    /// another size.
     pub(crate) fn has_room(&self, targets: &[u32], bytes: usize, max_bytes: usize) -> bool {
         let ready = |node: &u32| self.by_node.get(node).is_none_or(|open| *open < PREFETCH);
-        let fits = self.pending.is_empty() || self.bytes + bytes <= max_bytes;
+        let kept = self.bytes[Size::of(bytes) as usize];
+        let fits = kept == 0 || kept + bytes <= max_bytes;
         fits && self.unsettled + targets.len() <= MAX_PENDING.max(targets.len()) && targets.iter().all(ready)
     }
 
@@ -84,7 +89,7 @@ impl<P, W> Outbox<P, W> {
             *self.by_node.entry(*node).or_default() += 1;
         }
         self.unsettled += waiting.len();
-        self.bytes += bytes;
+        self.bytes[Size::of(bytes) as usize] += bytes;
         self.pending.push_back(Pending { id, parcel, bytes, waiting });
     }
 
@@ -107,7 +112,7 @@ impl<P, W> Outbox<P, W> {
         }
         self.unsettled -= 1;
         if pending.waiting.is_empty() {
-            self.bytes -= pending.bytes;
+            self.bytes[Size::of(pending.bytes) as usize] -= pending.bytes;
             self.pending.remove(at);
         }
         Some(who)
@@ -124,21 +129,41 @@ impl<P, W> Outbox<P, W> {
 pub(crate) struct Ledger {
     /// The highest number seen.
     last: u64,
+    /// All lower numbers count as seen.
     settled: u64,
+    /// Those that were, from there on, in order; what was seen up to `forgotten` is not among them any more.
+    seen: VecDeque<u64>,
+    forgotten: u64,
     /// What was said, as far as the sender may not know it.
     told: BTreeMap<(u64, u32), Verdict>,
 }
 
 impl Ledger {
-    /// Whether a message is new. `settled`: the sender knows all that was said of lower numbers.
-    pub(crate) fn accept(&mut self, id: u64, settled: u64) -> bool {
+    /// The highest number seen. What comes on a later link with a higher one is new.
+    pub(crate) fn last(&self) -> u64 {
+        self.last
+    }
+
+    /// Whether a message is new. `settled`: the sender knows all that was said of lower numbers; `since`: the highest number
+    /// seen when the link began on which it came.
+    pub(crate) fn accept(&mut self, id: u64, settled: u64, since: u64) -> bool {
         if settled > self.settled {
             self.settled = settled;
             self.told = self.told.split_off(&(settled, 0));
+            while self.seen.front().is_some_and(|seen| *seen < settled) {
+                self.seen.pop_front();
+            }
         }
-        let new = id > self.last;
+        let Err(at) = self.seen.binary_search(&id) else { return false };
+        if id < self.settled || (id <= since && id <= self.forgotten) {
+            return false; // it came before, or may have: then it is rather reported as lost than taken twice
+        }
+        self.seen.insert(at, id);
+        if self.seen.len() > MAX_TOLD {
+            self.forgotten = self.forgotten.max(self.seen.pop_front().unwrap_or_default());
+        }
         self.last = self.last.max(id);
-        new
+        true
     }
 
     /// Notes what is said, to say it again if need be.
@@ -243,7 +268,7 @@ const MAX_PENDING: usize = 1 << 16;
 /// Unsettled messages per receiving node: a quarter of the queue that a subscription has by default, so that a slow worker
 /// is not overrun by one sender. More keeps workers busy over slower links.
 const PREFETCH: usize = 256;
-/// Verdicts remembered per sender. One that keeps to its own limits never gets there.
+/// Verdicts and numbers remembered per sender. It takes one message that stays unsettled while so many others are.
 const MAX_TOLD: usize = 2 * MAX_PENDING;
 /// A verdict was given.
 const SAID: u8 = u8::MAX;
@@ -268,11 +293,16 @@ mod tests {
 
     use super::*;
 
+    /// What keeps its order among itself alone.
+    const KINDS: u64 = 3;
+
     /// Two peers and a wire that is cut at any place, whatever is on it.
     #[derive(Default)]
     struct Wire {
         outbox: Outbox<u64, u64>,
         ledger: Ledger,
+        /// What the ledger had seen when the link began.
+        since: u64,
         there: VecDeque<(u64, u64)>,
         back: VecDeque<(u64, Verdict)>,
         next: u64,
@@ -292,9 +322,11 @@ mod tests {
             }
         }
 
-        fn arrive(&mut self) {
-            if let Some((id, settled)) = self.there.pop_front()
-                && self.ledger.accept(id, settled)
+        /// What is next of a kind arrives: kinds overtake each other.
+        fn arrive(&mut self, kind: u64) {
+            let at = self.there.iter().position(|(id, _)| id % KINDS == kind);
+            if let Some((id, settled)) = at.and_then(|at| self.there.remove(at))
+                && self.ledger.accept(id, settled, self.since)
             {
                 self.queued.push_back(id);
             }
@@ -317,6 +349,7 @@ mod tests {
         /// All that is under way is lost, either way; a new link comes up.
         fn cut(&mut self) {
             let settled = self.outbox.settled(self.next + 1);
+            self.since = self.ledger.last();
             self.there = self.outbox.pending().map(|pending| (pending.id, settled)).collect();
             self.back = self.ledger.told().map(|(id, _, verdict)| (id, verdict)).collect();
         }
@@ -325,13 +358,13 @@ mod tests {
     proptest! {
         #[test]
         fn over_a_wire_that_is_cut_anywhere_all_is_handled_once_in_order_and_settled(
-            steps in prop::collection::vec(0..5u8, 0..400),
+            steps in prop::collection::vec((0..5u8, 0..KINDS), 0..400),
         ) {
             let mut wire = Wire::default();
-            for step in steps {
+            for (step, kind) in steps {
                 match step {
                     0 => wire.send(),
-                    1 => wire.arrive(),
+                    1 => wire.arrive(kind),
                     2 => wire.handle(),
                     3 => wire.hear(),
                     _ => wire.cut(),
@@ -339,17 +372,45 @@ mod tests {
             }
             wire.cut();
             while !(wire.there.is_empty() && wire.queued.is_empty() && wire.back.is_empty()) {
-                wire.arrive();
+                (0..KINDS).rev().for_each(|kind| wire.arrive(kind));
                 wire.handle();
                 wire.hear();
             }
-            prop_assert_eq!(&wire.handled, &(1..=wire.next).collect::<Vec<_>>());
+            for kind in 0..KINDS {
+                let of_kind = wire.handled.iter().copied().filter(|id| id % KINDS == kind);
+                let sent = (1..=wire.next).filter(|id| id % KINDS == kind);
+                prop_assert_eq!(of_kind.collect::<Vec<_>>(), sent.collect::<Vec<_>>());
+            }
             prop_assert_eq!(wire.told.len() as u64, wire.next, "each is told of once");
             prop_assert_eq!(wire.told.iter().copied().collect::<BTreeSet<_>>().len() as u64, wire.next);
-            prop_assert_eq!((wire.outbox.unsettled, wire.outbox.bytes, wire.outbox.by_node.len()), (0, 0, 0));
-            wire.ledger.accept(wire.next, wire.outbox.settled(wire.next + 1));
+            prop_assert_eq!((wire.outbox.unsettled, wire.outbox.bytes, wire.outbox.by_node.len()), (0, [0; 3], 0));
+            wire.ledger.accept(wire.next, wire.outbox.settled(wire.next + 1), wire.since);
+            prop_assert_eq!(wire.ledger.seen.len(), 0);
             prop_assert_eq!(wire.ledger.told().count(), 0, "what the sender knows is forgotten");
         }
+    }
+
+    #[test]
+    fn what_comes_late_on_a_link_is_taken_however_much_came_before_and_never_again_on_the_next() {
+        let mut ledger = Ledger::default();
+        assert!((2..=MAX_TOLD as u64 + 9).all(|id| ledger.accept(id, 1, 0)));
+        assert_eq!(ledger.seen.len(), MAX_TOLD, "what is remembered is bounded");
+        assert!(ledger.accept(1, 1, 0), "one link brings nothing twice");
+        let since = ledger.last();
+        assert!((1..=since).all(|id| !ledger.accept(id, 1, since)), "what was forgotten counts as seen");
+        assert!(ledger.accept(since + 1, 1, since));
+    }
+
+    #[test]
+    fn a_huge_message_takes_no_room_from_small_ones() {
+        let mut outbox = Outbox::default();
+        outbox.add(1, (), 1 << 30, vec![(7, ())]);
+        assert!(outbox.has_room(&[7], 100, 1000) && outbox.has_room(&[7], 1 << 20, 1000));
+        assert!(!outbox.has_room(&[7], 1 << 30, 1000));
+        outbox.add(2, (), 950, vec![(7, ())]);
+        assert!(!outbox.has_room(&[7], 100, 1000));
+        outbox.settle(1, 7);
+        assert!(outbox.has_room(&[7], 1 << 30, 1000));
     }
 
     #[test]

@@ -74,6 +74,9 @@ impl Inlet {
             if !self.dispatch(hello.epoch, &mut received, &mut assembly, max_frame, link, receiver)? {
                 return Ok(());
             }
+            if let Some(bytes) = assembly.report() {
+                link.tell_came(bytes);
+            }
             if assembly.open(&mut received, now)? {
                 while let Some(mut rest) = assembly.rest() {
                     let read = stream.read_buf(&mut rest).await?;
@@ -190,11 +193,12 @@ impl InletState {
 
     fn hand_on(&mut self, frame: Frame, link: &Link, receiver: &mut dyn Receive) -> Result<(), BadFrame> {
         self.messages += u64::from(matches!(frame, Frame::Message(_)));
-        if let Frame::Ping { nonce } = frame {
-            link.ping(nonce, true);
-            return Ok(());
+        match frame {
+            Frame::Ping { nonce } => link.ping(nonce, true),
+            Frame::Came { bytes } => link.parts_came(bytes),
+            frame => receiver.receive(frame, link)?,
         }
-        receiver.receive(frame, link)
+        Ok(())
     }
 }
 

@@ -6,6 +6,7 @@
 //! a higher epoch, and the receiver reads nothing of an older epoch once it greeted on a newer connection. So nothing
 //! comes twice and nothing out of order, across reconnects too.
 
+mod pace;
 mod turns;
 mod writing;
 
@@ -21,6 +22,7 @@ use bytes::{Bytes, BytesMut};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
+use self::pace::Pace;
 pub(crate) use self::turns::Order;
 use self::turns::{Parcel, Piece, Turn, Turns, Waiting};
 use self::writing::Writing;
@@ -77,6 +79,7 @@ struct Queue {
     queued: Waiting,
     /// What is written in parts, and what waits for it.
     turns: Turns,
+    pace: Pace,
     /// Frames that came from there, or are there, and are not written.
     frames_in_turn: usize,
     /// Messages queued and not yet taken by the writer; messages that it took.
@@ -255,7 +258,7 @@ impl Link {
         if queue.refuses(lane.is_some(), message.payload.len(), bytes, room, self.0.limits) {
             return Err(Refused::Full);
         }
-        let (idle, takes_turns) = (queue.is_empty(), lane.is_some());
+        let (idle, takes_turns) = (queue.rests(), lane.is_some());
         queue.put(message, lane);
         drop(queue);
         self.queued_one(idle, takes_turns);
@@ -292,7 +295,7 @@ impl Link {
         if queue.refuses(lane.is_some(), payload.len(), bytes, room, self.0.limits) {
             return Err(Refused::Full);
         }
-        let (idle, takes_turns) = (queue.is_empty(), lane.is_some());
+        let (idle, takes_turns) = (queue.rests(), lane.is_some());
         let place = if let Some(order) = lane {
             let mut head = BytesMut::new();
             put(&mut head);
@@ -361,6 +364,23 @@ impl Link {
             drop(queue);
             self.0.filled.notify_one();
         }
+    }
+
+    /// The receiver says how many bytes of parts have come.
+    pub(crate) fn parts_came(&self, bytes: u64) {
+        let mut queue = self.queue();
+        queue.pace.hear(bytes, Instant::now());
+        let has_turn = queue.has_turn();
+        drop(queue);
+        if has_turn {
+            self.0.filled.notify_one();
+        }
+    }
+
+    /// Tells the other side how many bytes of its parts have come.
+    pub(crate) fn tell_came(&self, bytes: u64) {
+        // Refused by a link that is down: then nothing comes any more.
+        let _ = self.push(Order::Free, |out| frame::put_came(out, bytes), &Bytes::new(), Room::Always);
     }
 
     /// Waits until something changed since `try_push` refused: room, a pause that ended, the end of the link.
@@ -432,6 +452,7 @@ impl Queue {
             segments: VecDeque::new(),
             queued: Waiting::default(),
             turns: Turns::new(max_message),
+            pace: Pace::default(),
             frames_in_turn: 0,
             waiting: 0,
             taken: 0,
@@ -446,8 +467,14 @@ impl Queue {
         }
     }
 
-    fn is_empty(&self) -> bool {
-        self.segments.is_empty() && self.turns.is_empty()
+    /// Whether there is nothing to write now.
+    fn rests(&self) -> bool {
+        self.segments.is_empty() && !self.has_turn()
+    }
+
+    /// Whether it is somebody's turn, or will be as soon as what is queued is taken.
+    fn has_turn(&self) -> bool {
+        !self.turns.is_empty() && self.pace.is_open()
     }
 
     fn frames(&self) -> usize {
@@ -589,11 +616,16 @@ impl Queue {
             let segments = self.take_some();
             let introduced = &self.introduced;
             let known = |index| introduced.get(&index).copied();
-            let turn = if turns_too { self.turns.next(self.taken_frames, known, Instant::now()) } else { Turn::Nobody };
+            let now = Instant::now();
+            let goes_on = turns_too && self.pace.is_open();
+            let turn = if goes_on { self.turns.next(self.taken_frames, known, now) } else { Turn::Nobody };
             match turn {
                 Turn::Piece(piece) => {
                     self.waiting -= piece.messages;
                     self.taken += piece.messages;
+                    if piece.part > 0 {
+                        self.pace.send(piece.part, now);
+                    }
                     return (segments, Some(piece));
                 }
                 Turn::Introduce(index, name) => self.introduce(index, &name),
@@ -674,14 +706,22 @@ pub(super) const HELLO_TIMEOUT: Duration = Duration::from_secs(4);
 
 #[cfg(test)]
 mod tests {
-    use tokio::io::AsyncWriteExt;
-    use tokio::io::{AsyncReadExt, duplex};
+    use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt, duplex};
 
     use super::super::inlet::{Inlet, Receive};
     use super::*;
-    use crate::wire::frame::Frame;
+    use crate::mesh::ServiceName;
+    use crate::wire::frame::{Call, Frame};
     use crate::wire::message::Received;
     use crate::wire::message::{DataHello, encode_block};
+    use crate::wire::split_block;
+
+    impl Link {
+        /// Whether parts of something are written.
+        fn was_begun(&self) -> bool {
+            self.queue().turns.has_begun()
+        }
+    }
 
     const ROOM: LinkLimits = LinkLimits { frames: 4096, bytes: 8 << 20 };
 
@@ -690,13 +730,17 @@ mod tests {
     }
 
     fn push(link: &Link, seq: u64, payload: &[u8]) -> Result<(), Refused> {
-        let (topic, name) = (topic(), NodeName::new("sender").unwrap());
-        let (alias, payload) = (link.alias(&topic), Bytes::copy_from_slice(payload));
+        push_from(link, 0, &topic(), seq, payload)
+    }
+
+    fn push_from(link: &Link, from: u32, topic: &Topic, seq: u64, payload: &[u8]) -> Result<(), Refused> {
+        let name = NodeName::new("sender").unwrap();
+        let (alias, payload) = (link.alias(topic), Bytes::copy_from_slice(payload));
         let targets = &[0];
         link.try_push(&Outgoing {
-            topic: &topic,
+            topic,
             alias,
-            from: 0,
+            from,
             from_name: &name,
             seq,
             codec: Codec::Bytes,
@@ -714,14 +758,34 @@ mod tests {
         messages: Vec<(u64, Bytes)>,
         names: Vec<String>,
         topics: Vec<(u32, Topic)>,
+        /// Nodes whose names are known, as a receiver remembers them.
+        known: HashSet<u32>,
+        calls: Vec<(u64, usize)>,
+        cancelled: Vec<u64>,
     }
 
     impl Receive for Kept {
         fn receive(&mut self, frame: Frame, _link: &Link) -> Result<(), BadFrame> {
             match frame {
                 Frame::Topic { alias, topic } => self.topics.push((alias, topic)),
-                Frame::Node { name, .. } => self.names.push(name.to_string()),
-                Frame::Message(message) => self.messages.push((message.head.seq, message.payload)),
+                Frame::Node { index, name } => {
+                    if self.known.len() >= MAX_INTRODUCED {
+                        self.known.clear();
+                    }
+                    self.known.insert(index);
+                    self.names.push(name.to_string());
+                }
+                Frame::Message(message) if !self.known.contains(&message.head.from) => {
+                    return Err(BadFrame::Unannounced);
+                }
+                Frame::Message(message) => {
+                    if self.topics.get(message.head.alias as usize - 1).is_none() {
+                        return Err(BadFrame::Unannounced);
+                    }
+                    self.messages.push((message.head.seq, message.payload));
+                }
+                Frame::Call(call) => self.calls.push((call.call, call.payload.len())),
+                Frame::Cancel { call } => self.cancelled.push(call),
                 _ => {}
             }
             Ok(())
@@ -736,10 +800,9 @@ mod tests {
             link.flushed().await;
             link.close();
         };
-        let back = Link::new(1, ROOM, 1 << 20);
         let (written, read, ()) = tokio::join!(
             link.write(async { Ok(ours) }),
-            inlet.read(theirs, 1 << 20, &back, &mut kept, || ()),
+            inlet.read(theirs, 16 << 20, link, &mut kept, || ()), // as a link to oneself
             flush_then_close
         );
         written.unwrap();
@@ -837,6 +900,235 @@ mod tests {
         link.queue().aliases.insert(topic(), 1);
         assert_eq!(push(&link, 1, &[0; 1000]), Ok(()));
         assert_eq!(push(&link, 2, b""), Err(Refused::Full));
+    }
+
+    #[test]
+    fn what_is_large_takes_no_room_from_what_is_small() {
+        let link = Link::new(1, LinkLimits { frames: 100, bytes: 2 << 20 }, 16 << 20);
+        let [small, medium, large] = [1 << 10, 1 << 20, 16 << 20].map(|size| vec![0; size]);
+        let other = |n: u32| Topic::new(format!("other/{n}")).unwrap();
+        assert_eq!(push_from(&link, 0, &other(0), 1, &large), Ok(()));
+        assert_eq!(push_from(&link, 0, &other(1), 1, &large), Err(Refused::Full));
+        assert_eq!(push_from(&link, 0, &other(1), 1, &medium), Ok(()));
+        assert_eq!(push_from(&link, 0, &other(2), 1, &medium), Err(Refused::Full), "with its head it is too much");
+        assert!((0..50).all(|seq| push(&link, seq, &small).is_ok()));
+        assert_eq!(push_from(&link, 0, &other(0), 2, &small), Ok(()), "behind the large one");
+    }
+
+    /// Reads frames up to the next message. Gives how many parts of others came before it.
+    async fn parts_before(stream: &mut (impl AsyncRead + Unpin), received: &mut BytesMut) -> usize {
+        let mut parts = 0;
+        loop {
+            while let Some(body) = split_block(received, 1 << 20).unwrap() {
+                match body[0] {
+                    1 => return parts,
+                    20.. => parts += 1,
+                    _ => {}
+                }
+            }
+            assert_ne!(stream.read_buf(received).await.unwrap(), 0);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_small_message_waits_for_one_part_of_a_huge_one() {
+        const PIPE: usize = 1000;
+        let link = Link::new(1, ROOM, 64 << 20);
+        let huge = Topic::new("huge").unwrap();
+        push_from(&link, 0, &huge, 1, &vec![0; 32 << 20]).unwrap();
+        let (ours, mut theirs) = duplex(PIPE);
+        let hello = encode_block(&DataHello { protocol: PROTOCOL, epoch: 1 });
+        let reading = async {
+            let mut greeting = vec![0; hello.len()];
+            theirs.read_exact(&mut greeting).await.unwrap();
+            theirs.write_all(&greeting).await.unwrap();
+            let mut received = BytesMut::new();
+            let mut most = 0;
+            for seq in 0..100 {
+                push(&link, seq, b"small").unwrap();
+                most = most.max(parts_before(&mut theirs, &mut received).await);
+            }
+            assert!(
+                (1..=2).contains(&most),
+                "they waited for {most} parts: one is in the pipe, one in the writer's hands"
+            );
+        };
+        tokio::select! {
+            _ = link.write(async { Ok(ours) }) => panic!("not all of it is read"),
+            () = reading => {}
+        }
+    }
+
+    #[tokio::test]
+    async fn each_topic_and_each_call_keeps_its_order_among_sizes_around_the_limit() {
+        let link = Link::new(1, LinkLimits { frames: 4096, bytes: 64 << 20 }, 16 << 20);
+        let topics = [0, 1, 2].map(|n| Topic::new(format!("topic/{n}")).unwrap());
+        let sizes = [10, MAX_SMALL + 1, 3, MAX_SMALL, 5 << 20, 0, JOIN_UP_TO + 1, 300_000, 1, MAX_SMALL - 1, 7];
+        for (n, size) in sizes.iter().cycle().take(33).enumerate() {
+            push_from(&link, n as u32 % 2, &topics[n % 3], n as u64, &vec![n as u8; *size]).unwrap();
+            let call = Call {
+                call: n as u64,
+                node: 0,
+                from: 0,
+                codec: Codec::Bytes,
+                service: ServiceName::new("s").unwrap(),
+                payload: Bytes::from(vec![0; *size]),
+            };
+            link.push(Order::Call(call.call), |out| frame::put_call(out, &call), &call.payload, Room::Limited).unwrap();
+        }
+        let inlet = Inlet::default();
+        let (kept, read) = carry(&link, &inlet, 10_000).await;
+        read.unwrap();
+        assert_eq!((link.queued(), kept.messages.len(), kept.calls.len()), (0, 33, 33));
+        assert!(kept.messages.iter().all(|(seq, payload)| *payload == vec![*seq as u8; payload.len()]));
+        assert!(!kept.messages.is_sorted_by_key(|(seq, _)| *seq), "the small overtake the large of other topics");
+        for lane in 0..6 {
+            let of_lane = kept.messages.iter().filter(|(seq, _)| seq % 6 == lane);
+            assert!(of_lane.is_sorted_by_key(|(seq, _)| *seq));
+        }
+        assert_eq!(inlet.freeze(), Some(Received { epoch: 1, messages: 33 }));
+    }
+
+    #[tokio::test]
+    async fn a_name_that_was_forgotten_while_its_message_was_on_the_way_is_told_again() {
+        let link = Link::new(1, LinkLimits { frames: 1 << 17, bytes: 64 << 20 }, 64 << 20);
+        push_from(&link, 7, &Topic::new("before").unwrap(), 1, b"").unwrap();
+        push_from(&link, 7, &Topic::new("huge").unwrap(), 2, &vec![0; 12 << 20]).unwrap();
+        for index in 0..MAX_INTRODUCED as u32 + 100 {
+            push_from(&link, 100 + index, &topic(), 3, b"").unwrap();
+        }
+        let (kept, read) = carry(&link, &Inlet::default(), 100_000).await;
+        read.unwrap();
+        assert_eq!(kept.messages.last().map(|(seq, _)| *seq), Some(2));
+        assert_eq!(kept.names.len(), MAX_INTRODUCED + 102);
+    }
+
+    #[tokio::test]
+    async fn a_link_that_ends_within_a_huge_message_says_what_it_took_and_what_it_left() {
+        let link = Link::new(3, ROOM, 16 << 20);
+        let huge = Topic::new("huge").unwrap();
+        push(&link, 1, b"small").unwrap();
+        push_from(&link, 0, &huge, 2, &vec![0; 5 << 20]).unwrap();
+        push_from(&link, 0, &huge, 3, b"behind it").unwrap();
+        let call = |number| {
+            link.push(
+                Order::Call(number),
+                |out| frame::put_cancel(out, 0),
+                &Bytes::from(vec![0; 8 << 20]),
+                Room::Always,
+            )
+        };
+        let [_, unsent] = [call(1), call(2)].map(Result::unwrap);
+        let (ours, theirs) = duplex(1000);
+        let (inlet, back, mut kept) = (Inlet::default(), Link::new(1, ROOM, 1 << 20), Kept::default());
+        {
+            let mut cut = theirs.take(900 << 10);
+            let (mut reader, mut writer) = (BytesMut::new(), 0);
+            let hello = encode_block(&DataHello { protocol: PROTOCOL, epoch: 3 });
+            let reading = async {
+                while reader.len() < 900 << 10 {
+                    cut.read_buf(&mut reader).await.unwrap();
+                    if reader.len() >= hello.len() && writer == 0 {
+                        writer = cut.get_mut().write(&hello).await.unwrap();
+                    }
+                }
+            };
+            tokio::select! {
+                _ = link.write(async { Ok(ours) }) => panic!("it cannot be written"),
+                () = reading => {}
+            }
+            let (mut far, near) = duplex(4 << 20);
+            far.write_all(&reader).await.unwrap();
+            drop(tokio::join!(inlet.read(near, 16 << 20, &back, &mut kept, || ()), async move {
+                far.read_exact(&mut vec![0; hello.len()]).await.unwrap();
+                drop(far);
+            }));
+        }
+        let remains = link.close();
+        assert_eq!(remains, Remains { epoch: 3, unsent: 1, taken: 2 });
+        assert_eq!(inlet.freeze(), Some(Received { epoch: 3, messages: 1 }), "of the huge one not all has come");
+        assert!(!link.was_taken(unsent));
+        assert_eq!(push_from(&link, 0, &huge, 4, b""), Err(Refused::Closed));
+        link.flushed().await;
+    }
+
+    #[tokio::test]
+    async fn a_call_that_is_taken_back_does_not_go_on() {
+        let link = Link::new(1, ROOM, 64 << 20);
+        let call = |number, size| {
+            let service = ServiceName::new("s").unwrap();
+            let payload = Bytes::from(vec![0; size]);
+            let call = Call { call: number, node: 0, from: 0, codec: Codec::Bytes, service, payload };
+            link.push(Order::Call(number), |out| frame::put_call(out, &call), &call.payload, Room::Limited).unwrap()
+        };
+        call(1, 32 << 20); // begins
+        call(2, 1 << 20); // does not begin
+        call(3, 10);
+        link.cancel(2);
+        let (ours, theirs) = duplex(1000);
+        let (inlet, mut kept) = (Inlet::default(), Kept::default());
+        let taking_back = async {
+            while !link.was_begun() {
+                tokio::task::yield_now().await;
+            }
+            link.cancel(1);
+            link.cancel(3);
+            call(4, 1 << 20);
+            link.flushed().await;
+            link.close();
+        };
+        let (written, read, ()) = tokio::join!(
+            link.write(async { Ok(ours) }),
+            inlet.read(theirs, 64 << 20, &link, &mut kept, || ()),
+            taking_back
+        );
+        written.unwrap();
+        read.unwrap();
+        assert_eq!((kept.calls, kept.cancelled), (vec![(3, 10), (4, 1 << 20)], vec![3]));
+        assert_eq!(link.queued(), 0);
+    }
+
+    #[tokio::test]
+    async fn parts_against_the_rules_end_the_stream_each_by_its_name() {
+        let begin = |number, total, bytes: usize| {
+            let mut out = BytesMut::new();
+            parts::put_begin(&mut out, number, total, bytes);
+            out.resize(out.len() + bytes, 0);
+            out
+        };
+        let part = |number, bytes: usize| {
+            let mut out = BytesMut::new();
+            parts::put_part(&mut out, number, bytes);
+            out.resize(out.len() + bytes, 0);
+            out
+        };
+        let many = (0..=parts::MAX_BEGUN as u32).flat_map(|number| begin(number, 100, 1)).collect();
+        let window = (0..9).flat_map(|number| begin(number, 1 << 20, 1)).chain(begin(9, 1 << 20, 1)).collect();
+        let bad: [(&str, BytesMut, BadFrame); 9] = [
+            ("a total over the limit", begin(1, 2 << 20, 9), BadFrame::Total(2 << 20)),
+            ("too many", many, BadFrame::TooMuchBegun),
+            ("too large together", window, BadFrame::TooMuchBegun),
+            ("a part of nothing", part(5, 3), BadFrame::NotBegun(5)),
+            ("begun twice", [begin(1, 9, 2), begin(1, 9, 2)].into_iter().flatten().collect(), BadFrame::BegunTwice(1)),
+            ("too long a start", begin(1, 9, 10), BadFrame::Overrun(1)),
+            ("too long", [begin(1, 9, 2), part(1, 8)].into_iter().flatten().collect(), BadFrame::Overrun(1)),
+            ("an empty start", begin(1, 9, 0), BadFrame::EmptyPart),
+            ("an empty part", [begin(1, 9, 1), part(1, 0)].into_iter().flatten().collect(), BadFrame::EmptyPart),
+        ];
+        for (what, bytes, why) in bad {
+            for pipe in [100, 1 << 20] {
+                let (inlet, mut kept, back) = (Inlet::default(), Kept::default(), Link::new(1, ROOM, 1 << 20));
+                let (ours, theirs) = duplex(pipe);
+                let (_listening, mut ours) = tokio::io::split(ours); // the answer is left alone
+                let hello = encode_block(&DataHello { protocol: PROTOCOL, epoch: 1 });
+                let sent = [&hello[..], &bytes].concat();
+                let (_, read) = tokio::join!(ours.write_all(&sent), async {
+                    let read = inlet.read(theirs, 1 << 20, &back, &mut kept, || ()).await;
+                    read
+                });
+                assert!(matches!(&read, Err(LinkError::Frame(bad)) if *bad == why), "{what}: {read:?}");
+            }
+        }
     }
 
     #[test]

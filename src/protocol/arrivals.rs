@@ -25,6 +25,8 @@ pub(crate) struct Arrivals {
     names: HashMap<u32, NodeName>,
     last_name: Option<(u32, NodeName)>,
     gathered: Option<Gathered>,
+    /// The highest number that an acknowledged message of the peer had before the first on this stream.
+    since: Option<u64>,
 }
 
 /// Messages of one block that go to one subscription together.
@@ -44,7 +46,8 @@ struct Arrived {
 
 impl Arrivals {
     pub(crate) fn new(pubsub: Arc<PubSub>, peer: PeerId) -> Self {
-        Self { pubsub, peer, topics: Vec::new(), names: HashMap::new(), last_name: None, gathered: None }
+        let (topics, names) = Default::default();
+        Self { pubsub, peer, topics, names, last_name: None, gathered: None, since: None }
     }
 
     fn name(&mut self, index: u32) -> Result<NodeName, BadFrame> {
@@ -139,7 +142,7 @@ impl Arrivals {
         };
         let lane = head.delivery.map(|_| self.pubsub.lanes().get(self.peer));
         if let (Some(lane), Some(delivery)) = (&lane, head.delivery)
-            && !lane.accept(delivery)
+            && !lane.accept(delivery, &mut self.since)
         {
             return Ok(()); // it came before, and what is said of it will be or was
         }

@@ -236,9 +236,11 @@ impl Lane {
         }
     }
 
-    /// A message arrived. `false`: it did so before.
-    pub(crate) fn accept(&self, delivery: Delivery) -> bool {
-        self.back().ledger.accept(delivery.id, delivery.settled)
+    /// A message arrived. `false`: it did so before. `since` is kept with the stream that brings them.
+    pub(crate) fn accept(&self, delivery: Delivery, since: &mut Option<u64>) -> bool {
+        let mut back = self.back();
+        let since = *since.get_or_insert(back.ledger.last());
+        back.ledger.accept(delivery.id, delivery.settled, since)
     }
 
     /// What goes with a message for one node: says what became of it.

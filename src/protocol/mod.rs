@@ -8,6 +8,7 @@
 //! | answer | [`calls`]: what this peer's nodes have asked |
 //! | those of channels | [`channel`]: two nodes that speak with each other for as long as they like |
 //! | ping, pong | [`ping`]: the round trip of a link |
+//! | came | the link itself |
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -100,6 +101,7 @@ impl Receive for Dispatch {
             Frame::Answer(answer) => self.answers.answered(answer),
             Frame::Pong { nonce } => self.pubsub.pings().answered(nonce),
             Frame::Ping { nonce } => link.ping(nonce, true),
+            Frame::Came { bytes } => link.parts_came(bytes),
             Frame::Channel(frame) => self.ends.receive(frame, link, |node, name| self.services.is_called(node, name)),
         }
         Ok(())

@@ -30,6 +30,8 @@ pub(crate) enum Frame {
     Cancel { call: u64 },
     /// What became of a message that the sender wants to hear of, at one node.
     Ack { id: u64, node: u32, verdict: Verdict },
+    /// So many bytes of parts have come from the receiver of this, on its stream.
+    Came { bytes: u64 },
     /// Something of a channel.
     Channel(ChannelFrame),
 }
@@ -184,6 +186,7 @@ impl Frame {
                 let verdict = body.try_get_u8().map_err(|_| BadFrame::Short)?;
                 Ok(Self::Ack { id, node, verdict: Verdict::new(verdict).ok_or(BadFrame::Verdict(verdict))? })
             }
+            CAME => Ok(Self::Came { bytes: body.try_get_u64().map_err(|_| BadFrame::Short)? }),
             kind if ChannelFrame::has_kind(kind) => ChannelFrame::parse(kind, body).map(Self::Channel),
             kind => Err(BadFrame::Kind(kind)),
         }
@@ -378,6 +381,13 @@ pub(crate) fn put_cancel(out: &mut BytesMut, call: u64) {
     out.put_u64(call);
 }
 
+/// Says how many bytes of parts came.
+pub(crate) fn put_came(out: &mut BytesMut, bytes: u64) {
+    out.put_u32(9);
+    out.put_u8(CAME);
+    out.put_u64(bytes);
+}
+
 /// The most that a message's frame is larger than its payload.
 pub(crate) const fn overhead(targets: usize) -> usize {
     MESSAGE_HEAD + 16 + 4 + targets * 4 + 1 + MAX_NAME
@@ -451,6 +461,7 @@ const ACK: u8 = 6;
 const CALL: u8 = 7;
 const ANSWER: u8 = 8;
 const CANCEL: u8 = 9;
+const CAME: u8 = 23;
 
 #[cfg(test)]
 mod tests {
@@ -551,6 +562,9 @@ mod tests {
             let mut out = BytesMut::new();
             put_cancel(&mut out, call);
             prop_assert_eq!(read_one(out), Frame::Cancel { call });
+            let mut out = BytesMut::new();
+            put_came(&mut out, call);
+            prop_assert_eq!(read_one(out), Frame::Came { bytes: call });
         }
 
         #[test]

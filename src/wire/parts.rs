@@ -20,6 +20,9 @@ pub(crate) struct Assembly {
     begun: HashMap<u32, Begun>,
     /// Bytes announced by all that has begun.
     announced: usize,
+    /// Bytes of parts that came, and of those that the sender was told of.
+    came: u64,
+    told: u64,
     /// The part that is read right now, and how many of its bytes are missing.
     open: Option<(u32, usize)>,
 }
@@ -79,7 +82,7 @@ impl PartHead {
 impl Assembly {
     /// For a stream whose frames have at most `max` bytes.
     pub(crate) fn new(max: usize) -> Self {
-        Self { max, begun: HashMap::new(), announced: 0, open: None }
+        Self { max, begun: HashMap::new(), announced: 0, came: 0, told: 0, open: None }
     }
 
     /// Takes a frame that is there whole.
@@ -89,6 +92,7 @@ impl Assembly {
                 let head = PartHead::parse(&mut body).ok_or(BadFrame::Short)?;
                 let begun = self.enter(head, body.len(), now)?;
                 begun.body.extend_from_slice(&body);
+                self.came += body.len() as u64;
                 Ok(self.finish(head.number).map_or(Taken::Part, Taken::Whole))
             }
             Some(&ABANDON) => {
@@ -113,6 +117,7 @@ impl Assembly {
         let Some(bytes) = len.checked_sub(head_len).filter(|bytes| *bytes > peeked.len()) else { return Ok(false) };
         let begun = self.enter(head, bytes, now)?;
         begun.body.extend_from_slice(peeked);
+        self.came += bytes as u64; // as soon as the rest is there
         self.open = Some((head.number, bytes - peeked.len()));
         received.clear();
         Ok(true)
@@ -134,6 +139,15 @@ impl Assembly {
         let number = *number;
         self.open = None;
         self.finish(number)
+    }
+
+    /// How many bytes of parts came, if it is time to tell.
+    pub(crate) fn report(&mut self) -> Option<u64> {
+        if self.came - self.told < REPORT_EVERY as u64 {
+            return None;
+        }
+        self.told = self.came;
+        Some(self.came)
     }
 
     /// Where a part of so many bytes belongs, if it may come.
@@ -220,6 +234,8 @@ pub(crate) const fn window(max_frame: usize) -> usize {
 pub(crate) const MAX_BEGUN: usize = 64;
 /// What may have begun besides one frame of the largest size.
 pub(crate) const BEYOND: usize = 8 << 20;
+/// Bytes of parts of which the sender is told together.
+pub(crate) const REPORT_EVERY: usize = 256 << 10;
 /// Length, kind, number, total.
 pub(crate) const BEGIN_HEAD: usize = LENGTH + 1 + 4 + 4;
 /// Length, kind, number.

@@ -214,6 +214,43 @@ async fn a_link_that_is_cut_costs_no_acknowledged_message_and_none_comes_twice_o
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_huge_message_that_is_cut_within_goes_out_again_and_comes_once_among_small_ones() {
+    const HUGE: usize = 48 << 20;
+    for cut_at in [1u32, 5, 20] {
+        let Cut { sender, receiver, proxy, topic, mut messages } = Cut::new().await;
+        let mut files = receiver.listen("files").await.unwrap();
+        let file = sender.publisher("files").unwrap();
+        listened_by(&file, 1).await;
+        let huge = Bytes::from(vec![7; HUGE]);
+        let submitted = within("it is on its way", file.submit(Codec::Bytes, huge, &acked())).await.unwrap();
+        let behind = submit(&file, 1, &acked()).await;
+        let mut receipts = Vec::new();
+        for n in 0..100u32 {
+            receipts.push(submit_when_heard(&topic, n, &acked()).await);
+            if n <= cut_at {
+                // It overtakes what has begun, if that still goes on: the machine may be quicker than that.
+                assert_eq!(number(&next(&mut messages).await), n);
+            }
+            if n == cut_at {
+                proxy.cut();
+            }
+        }
+        for n in cut_at + 1..100 {
+            assert_eq!(number(&next(&mut messages).await), n, "cut at {cut_at}");
+        }
+        assert_eq!(next(&mut files).await.payload.len(), HUGE);
+        assert_eq!(number(&next(&mut files).await), 1);
+        for receipt in receipts {
+            assert_eq!(within("each is reported", receipt).await, taken(1));
+        }
+        assert_eq!(within("the huge one is reported", submitted).await, taken(1));
+        assert_eq!(within("what was behind it is", behind).await, taken(1));
+        assert_eq!((messages.try_next(), files.try_next()), (None, None), "none comes twice");
+        assert!(sender.status().await.unwrap().counts.links_lost > 0, "the link was cut");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn over_a_cut_plain_messages_may_be_lost_but_none_is_swapped_with_acknowledged_ones() {
     // E-CONN.
     let Cut { sender: _sender, receiver: _receiver, proxy, topic, mut messages } = Cut::new().await;

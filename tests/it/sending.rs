@@ -24,6 +24,35 @@ async fn a_message_reaches_a_listener_of_another_peer() {
     assert_eq!((message.from, message.lagged), (camera.id(), 0));
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn each_topic_keeps_its_order_however_large_its_messages_are() {
+    let cluster = Cluster::new();
+    let [viewer, camera] = cluster.start_all(["viewer", "camera"]).await;
+    let sizes = [4, 100_000, 65_536, 65_537, 4, 5 << 20, 70_000, 4];
+    let mut sending = Vec::new();
+    for topic in ["a", "b", "c"] {
+        let messages = viewer.listen(topic).await.unwrap();
+        let publisher = camera.publisher(topic).unwrap();
+        listened_by(&publisher, 1).await;
+        let send = tokio::spawn(async move {
+            for n in 0..40u32 {
+                let mut payload = vec![n as u8; sizes[n as usize % sizes.len()]];
+                payload[..4].copy_from_slice(&n.to_be_bytes());
+                assert_eq!(within("room", publisher.send_bytes(payload)).await.unwrap(), sent(1));
+            }
+        });
+        sending.push((messages, send));
+    }
+    for (mut messages, send) in sending {
+        for n in 0..40u32 {
+            let payload = next(&mut messages).await.payload;
+            assert_eq!((&payload[..4], payload.len()), (&n.to_be_bytes()[..], sizes[n as usize % sizes.len()]));
+            assert!(payload[4..].iter().all(|byte| *byte == n as u8));
+        }
+        send.await.unwrap();
+    }
+}
+
 // E-LB, with fairness for k groups of n nodes. The systems that count per topic give one node of two groups of two all
 // messages; those that count over all topics pin each of two topics to one node.
 

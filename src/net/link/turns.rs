@@ -107,6 +107,8 @@ pub(super) struct Piece {
     /// Frames that end with it, and messages that begin with it.
     pub(super) frames: usize,
     pub(super) messages: u64,
+    /// Bytes of it that are of a part.
+    pub(super) part: usize,
 }
 
 /// Whose turn it is.
@@ -179,6 +181,12 @@ impl Turns {
 
     pub(super) fn is_empty(&self) -> bool {
         self.lanes.is_empty()
+    }
+
+    /// Whether a part of something is taken and not all of it.
+    #[cfg(test)]
+    pub(super) fn has_begun(&self) -> bool {
+        self.lanes.values().any(|lane| lane.begun.is_some_and(|begun| begun.sent > 0))
     }
 
     /// Whether something of that order waits, so that what comes has to queue behind it.
@@ -333,6 +341,7 @@ impl Turns {
             let head = &parcel.head[LENGTH..];
             let headed = head.len().saturating_sub(sent).min(bytes);
             piece.head.extend_from_slice(&head[head.len().min(sent)..][..headed]);
+            piece.part = bytes;
             let at = (sent + headed).saturating_sub(head.len());
             piece.payload = parcel.payload.slice(at..at + bytes - headed);
         }
@@ -379,3 +388,209 @@ pub(super) fn milliseconds(until: Instant, now: Instant) -> u32 {
 /// Most bytes of a body in one part: with its head, a part is as large as the largest small payload.
 const MAX_PART: usize = MAX_SMALL - BEGIN_HEAD;
 const _: () = assert!(BEGIN_HEAD >= PART_HEAD);
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::wire::parts::{Assembly, Taken};
+    use crate::wire::split_block;
+
+    /// A frame whose body says which one it is.
+    fn parcel(number: u64, size: usize) -> Parcel {
+        let mut head = BytesMut::new();
+        frame::put_cancel(&mut head, number);
+        let length = (head.len() - LENGTH + size) as u32;
+        head[..LENGTH].copy_from_slice(&length.to_be_bytes());
+        Parcel { head, payload: Bytes::from(vec![number as u8; size]), until: None, from: None, after: 0 }
+    }
+
+    /// The other side: what came, in the order in which it ended.
+    struct Far {
+        assembly: Assembly,
+        came: Vec<(u64, usize)>,
+    }
+
+    impl Far {
+        fn new(max_message: usize) -> Self {
+            Self { assembly: Assembly::new(parts::max_frame(max_message)), came: Vec::new() }
+        }
+
+        /// Gives how many frames ended.
+        fn read(&mut self, piece: &Piece) -> usize {
+            assert!(
+                piece.head.len() + piece.payload.len() <= MAX_SMALL + BEGIN_HEAD,
+                "no turn is longer than a small frame"
+            );
+            let mut received = BytesMut::from(&piece.head[..]);
+            received.extend_from_slice(&piece.payload);
+            let before = self.came.len();
+            while let Some(body) = split_block(&mut received, 2 * MAX_SMALL).unwrap() {
+                let body = match self.assembly.take(body, || Instant::now().into_std()).expect("no rule is broken") {
+                    Taken::Part => continue,
+                    Taken::Frame(body) => body,
+                    Taken::Whole(whole) => whole.body,
+                };
+                let number = u64::from_be_bytes(*body[1..].first_chunk().unwrap());
+                assert!(body[9..] == vec![number as u8; body.len() - 9]);
+                self.came.push((number, body.len() - 9));
+            }
+            assert!(received.is_empty());
+            self.came.len() - before
+        }
+    }
+
+    fn next(turns: &mut Turns) -> Piece {
+        let Turn::Piece(piece) = turns.next(0, |_| None, Instant::now()) else { panic!("nobody's turn") };
+        piece
+    }
+
+    fn is_at_rest(turns: &Turns) -> bool {
+        let rooms = turns.waiting.iter().chain(&turns.begun);
+        let is_room = rooms.map(|room| room.frames + room.bytes).sum::<usize>() == 0;
+        turns.is_empty() && turns.active.is_empty() && turns.to_begin.iter().all(VecDeque::is_empty) && is_room
+    }
+
+    const MAX_MESSAGE: usize = 6 << 20;
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
+
+        /// Lanes are carried in any order of pushes and turns: each keeps its order, no limit of the receiver is passed, all
+        /// ends, and the room is given back.
+        #[test]
+        fn all_arrives_whole_each_lane_in_order_within_the_limits(
+            steps in prop::collection::vec((0..6u64, 0..7usize, 0..4usize), 1..60),
+        ) {
+            let sizes = [0, 100, MAX_SMALL, MAX_SMALL + 1, 200_000, 3 << 20, MAX_MESSAGE];
+            let (mut turns, mut far) = (Turns::new(MAX_MESSAGE), Far::new(MAX_MESSAGE));
+            let mut sent: Vec<Vec<(u64, usize)>> = vec![Vec::new(); 6];
+            let mut ended = 0;
+            for (number, (lane, size, turn)) in (0..).zip(steps) {
+                let order = Order::Call(lane);
+                if sizes[size] > MAX_SMALL || turns.holds(&order) {
+                    turns.push(order, parcel(number, sizes[size]));
+                    sent[lane as usize].push((number, sizes[size]));
+                }
+                for _ in 0..if turns.is_empty() { 0 } else { turn } {
+                    if turns.is_empty() {
+                        break;
+                    }
+                    let piece = next(&mut turns);
+                    prop_assert_eq!(far.read(&piece), piece.frames);
+                    ended += piece.frames;
+                }
+            }
+            while !turns.is_empty() {
+                let piece = next(&mut turns);
+                prop_assert_eq!(far.read(&piece), piece.frames);
+                ended += piece.frames;
+            }
+            prop_assert!(is_at_rest(&turns));
+            prop_assert_eq!(ended, sent.iter().map(Vec::len).sum::<usize>());
+            for of_lane in sent {
+                let came: Vec<_> = far.came.iter().filter(|frame| of_lane.contains(frame)).copied().collect();
+                prop_assert_eq!(came, of_lane);
+            }
+        }
+    }
+
+    #[test]
+    fn lanes_take_turns_part_by_part() {
+        let (mut turns, mut far) = (Turns::new(8 << 20), Far::new(8 << 20));
+        turns.push(Order::Call(1), parcel(1, 8 << 20));
+        turns.push(Order::Call(2), parcel(2, MAX_PART * 3));
+        turns.push(Order::Call(2), parcel(3, 10));
+        turns.push(Order::Call(2), parcel(4, 10));
+        let pieces = (1..).take_while(|_| far.read(&next(&mut turns)) == 0).count();
+        assert_eq!(pieces, 6, "three parts, and then a rest of nine bytes, with one of the other's behind each");
+        far.read(&next(&mut turns));
+        assert_eq!(far.came, [(2, MAX_PART * 3)]);
+        far.read(&next(&mut turns));
+        assert_eq!(far.came[1..], [(3, 10), (4, 10)], "small ones go together");
+        while !turns.is_empty() {
+            far.read(&next(&mut turns));
+        }
+        assert_eq!(far.came.last(), Some(&(1, 8 << 20)));
+    }
+
+    #[test]
+    fn medium_ones_do_not_wait_for_large_ones_that_have_no_room() {
+        let (mut turns, mut far) = (Turns::new(16 << 20), Far::new(16 << 20));
+        turns.push(Order::Call(1), parcel(1, 16 << 20));
+        turns.push(Order::Call(2), parcel(2, 16 << 20));
+        turns.push(Order::Call(3), parcel(3, 1 << 20));
+        while !turns.is_empty() {
+            far.read(&next(&mut turns));
+        }
+        assert_eq!(far.came.iter().map(|(number, _)| *number).collect::<Vec<_>>(), [3, 1, 2]);
+    }
+
+    #[test]
+    fn what_was_queued_before_goes_before_and_a_name_before_the_end() {
+        let mut turns = Turns::new(1 << 20);
+        let from = Some((7, NodeName::new("n").unwrap()));
+        turns.push(Order::Call(1), Parcel { from, after: 5, ..parcel(1, MAX_SMALL + 1) });
+        assert!(matches!(turns.next(4, |_| None, Instant::now()), Turn::Nobody));
+        assert!(matches!(turns.next(5, |_| None, Instant::now()), Turn::Piece(Piece { messages: 1, frames: 0, .. })));
+        assert!(matches!(turns.next(5, |_| None, Instant::now()), Turn::Introduce(7, _)));
+        assert!(matches!(turns.next(5, |_| Some(5), Instant::now()), Turn::Nobody), "it is not written yet");
+        assert!(matches!(
+            turns.next(6, |_| Some(5), Instant::now()),
+            Turn::Piece(Piece { messages: 0, frames: 1, .. })
+        ));
+        assert!(is_at_rest(&turns));
+    }
+
+    #[test]
+    fn what_is_withdrawn_or_closed_leaves_nothing_behind() {
+        let mut turns = Turns::new(8 << 20);
+        turns.push(Order::Call(1), parcel(1, 5 << 20));
+        turns.push(Order::Call(1), parcel(2, 10));
+        turns.push(Order::Call(2), parcel(3, 5 << 20));
+        assert_eq!(turns.withdraw(&Order::Call(2)), Withdrawn { frames: 1, number: None });
+        next(&mut turns);
+        assert_eq!(turns.withdraw(&Order::Call(1)), Withdrawn { frames: 2, number: Some(0) });
+        assert!(is_at_rest(&turns));
+        let [_, behind, other] =
+            [(4, 1), (5, 1), (6, 2)].map(|(number, lane)| turns.push(Order::Call(lane), parcel(number, 5 << 20)));
+        next(&mut turns);
+        assert_eq!(turns.close(), HashSet::from([behind, other]));
+        assert!(is_at_rest(&turns));
+    }
+
+    #[test]
+    fn what_is_over_when_its_turn_comes_crosses_without_its_payload() {
+        let mut turns = Turns::new(1 << 20);
+        let mut head = BytesMut::new();
+        let message = frame::MessageHead {
+            codec: crate::mesh::Codec::Bytes,
+            alias: 1,
+            from: 0,
+            seq: 1,
+            delivery: None,
+            left: Some(0),
+            retains: false,
+        };
+        frame::put_message(&mut head, message, [0].into_iter(), None, 100_000);
+        let now = Instant::now();
+        let until = Some(now + Duration::from_millis(50));
+        for order in [1, 2] {
+            let payload = Bytes::from(vec![0; 100_000]);
+            let from = Some((0, NodeName::new("n").unwrap()));
+            turns.push(Order::Call(order), Parcel { head: head.clone(), payload, until, from, after: 0 });
+        }
+        let piece = turns.next(1, |_| Some(0), now);
+        assert!(matches!(piece, Turn::Piece(Piece { frames: 0, messages: 1, .. })), "in time");
+        let late = now + Duration::from_millis(60);
+        let Turn::Piece(over) = turns.next(1, |_| Some(0), late) else { panic!("nobody's turn") };
+        let Ok(Some(body)) = split_block(&mut over.head.clone(), 1000) else { panic!("not whole") };
+        let Ok(frame::Frame::Message(message)) = frame::Frame::parse(body) else { panic!("not a message") };
+        assert_eq!((message.head.left, message.payload.len(), over.payload.len(), over.frames), (Some(0), 0, 0, 1));
+        assert!(matches!(turns.next(1, |_| Some(0), late), Turn::Piece(Piece { frames: 1, .. })));
+        assert!(is_at_rest(&turns), "what had begun in time goes on");
+    }
+}

@@ -118,7 +118,7 @@ impl Link {
                 }
                 let mut queue = self.queue();
                 (writing.segments, writing.piece) = queue.take(turns_too);
-                let more = !queue.turns.is_empty();
+                let more = queue.has_turn();
                 drop(queue);
                 if let Some(piece) = &mut writing.piece
                     && !writing.stream.is_write_vectored()
@@ -227,7 +227,7 @@ impl Link {
         loop {
             {
                 let queue = self.queue();
-                if queue.closed || !queue.is_empty() {
+                if queue.closed || !queue.rests() {
                     return !queue.closed;
                 }
             }
