@@ -200,7 +200,7 @@ impl Choice {
     pub fn new(policy: Policy, members: u32) -> Self {
         let member = |n: u32| Member {
             id: NodeId { peer: peer(n), index: 0 },
-            local: n % 2 == 0,
+            local: n.is_multiple_of(2),
             name: name("worker"),
             host: format!("host-{n}").into(),
             filters: 1,
