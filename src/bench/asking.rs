@@ -11,7 +11,7 @@ use tokio::time::timeout;
 use super::clock::{self, Latencies, Latency};
 use super::order::Work;
 use super::peer::Refusal;
-use super::{GONE, PATIENCE};
+use super::{GONE, MEETING, PATIENCE};
 use crate::{Codec, Node, Publisher, Request, SendOptions, ServeOptions, Service, Serving, Subscription};
 
 /// What answers, until it is dropped.
@@ -43,7 +43,7 @@ impl Echo {
 pub(super) async fn trips(node: &Node, work: Work) -> Result<Latency, Refusal> {
     let mut pongs = node.listen(PONG).await?;
     let ping = node.publisher(PING)?;
-    if ping.wait_for_listeners(1, PATIENCE).await == 0 {
+    if ping.wait_for_listeners(1, MEETING).await == 0 {
         return Err("nobody echoes".into());
     }
     hear_an_echo(&ping, &mut pongs).await?;
@@ -74,7 +74,7 @@ pub(super) async fn trips(node: &Node, work: Work) -> Result<Latency, Refusal> {
 
 /// Whoever echoes may not know yet that somebody listens to the echo. Leaves no echo behind.
 async fn hear_an_echo(ping: &Publisher, pongs: &mut Subscription) -> Result<(), Refusal> {
-    for attempt in 0..(PATIENCE.as_millis() / AGAIN.as_millis()) as u64 {
+    for attempt in 0..(MEETING.as_millis() / AGAIN.as_millis()) as u64 {
         let probe = Bytes::from(attempt.to_be_bytes().to_vec());
         ping.send_bytes(probe.clone()).await?;
         let heard = async { while pongs.next().await.is_some_and(|pong| pong.payload != probe) {} };
@@ -88,7 +88,7 @@ async fn hear_an_echo(ping: &Publisher, pongs: &mut Subscription) -> Result<(), 
 /// Calls, so many at a time. Gives how many calls were answered in how many nanoseconds, and how long each took.
 pub(super) async fn calls(node: &Node, work: Work, in_flight: usize) -> Result<(u64, u64, Latency), Refusal> {
     let service = node.service(SERVICE)?;
-    if service.wait_for_providers(1, PATIENCE).await.is_empty() {
+    if service.wait_for_providers(1, MEETING).await.is_empty() {
         return Err("nobody offers the service".into());
     }
     let payload = Bytes::from(vec![7; work.size]);

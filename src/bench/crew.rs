@@ -7,7 +7,9 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
+use futures::StreamExt;
 use futures::future::{join_all, try_join_all};
+use futures::stream::FuturesUnordered;
 use rand::Rng;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, Lines};
 use tokio::process::{Child, ChildStderr, ChildStdin, ChildStdout, Command};
@@ -112,16 +114,35 @@ impl Crew {
         }
     }
 
-    /// What a peer answers, `work` after all else that it may take.
+    /// What a peer answers, `work` after all else that it may take. That another ends is noticed at once.
     pub(super) async fn answer(&mut self, number: usize, work: Duration) -> Result<Answer, BenchError> {
         let patience = work + PATIENCE;
-        let error = match timeout(patience, self.peers[number].answers.next_line()).await {
+        let silent = BenchError::Silent { peer: number, patience };
+        let (mut answers, mut others) = (None, FuturesUnordered::new());
+        for (at, peer) in self.peers.iter_mut().enumerate() {
+            if at == number {
+                answers = Some(&mut peer.answers);
+            } else {
+                let child = &mut peer.child;
+                others.push(async move { (at, child.wait().await) });
+            }
+        }
+        let answers = answers.expect("the peer is one of them");
+        let line = tokio::select! {
+            line = timeout(patience, answers.next_line()) => line,
+            Some((ended, _)) = others.next() => {
+                drop(others);
+                return Err(self.blame(ended, silent).await);
+            }
+        };
+        drop(others);
+        let error = match line {
             Ok(Ok(Some(line))) => match serde_json::from_str(&line) {
                 Ok(Answer::Failed(why)) => BenchError::Failed { peer: number, why },
                 Ok(answer) => return Ok(answer),
                 Err(_) => BenchError::Failed { peer: number, why: format!("it said {line:?}") },
             },
-            Ok(_) | Err(_) => BenchError::Silent { peer: number, patience },
+            Ok(_) | Err(_) => silent,
         };
         Err(self.blame(number, error).await)
     }
@@ -154,7 +175,7 @@ impl Crew {
         let order = std::iter::once(number).chain((0..self.peers.len()).filter(|other| *other != number));
         for number in order.collect::<Vec<_>>() {
             let peer = &mut self.peers[number];
-            let patience = if silent { DYING } else { Duration::from_millis(50) };
+            let patience = if silent { DYING } else { SOON };
             if let Ok(Ok(status)) = timeout(patience, peer.child.wait()).await {
                 let said = match &mut peer.talk {
                     Some(talk) => timeout(DYING, talk).await.ok().and_then(Result::ok).unwrap_or_default(),
@@ -264,6 +285,8 @@ pub(super) fn clear(folder: &Path) {
 
 /// Time for a process that is to end, or that seems to have ended.
 const DYING: Duration = Duration::from_secs(2);
+/// Time until the end of a process shows, when others noticed it.
+const SOON: Duration = Duration::from_millis(50);
 /// Bytes of stderr that are kept of each.
 const MOST_TALK: usize = 2048;
 /// How the names of folders begin.

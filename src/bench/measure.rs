@@ -127,17 +127,21 @@ impl Measure<'_> {
         }
         crew.check().await?;
         let median = Figures::median(rounds).expect("at least one round");
+        self.note_rate(&median);
         self.told(bench, median)
     }
 
     async fn topic(&mut self, crew: &mut Crew, size: usize) -> Result<Figures, BenchError> {
         let (sent, taken) = self.stream(crew, size, None, &[(SINK, 1)]).await?;
         let took = taken.last - taken.first;
-        let msg_per_s = per_second(taken.messages - 1, took);
-        self.fastest.retain(|(of, _)| *of != size);
-        self.fastest.push((size, msg_per_s));
-        let mb_per_s = megabytes(&taken, took);
+        let (msg_per_s, mb_per_s) = (per_second(taken.messages - 1, took), megabytes(&taken, took));
         Ok(Figures::Topic { size, msg_per_s, mb_per_s, messages: taken.messages, lost: sent.messages - taken.messages })
+    }
+
+    fn note_rate(&mut self, figures: &Figures) {
+        if let Figures::Topic { size, msg_per_s, .. } = figures {
+            self.fastest.push((*size, *msg_per_s));
+        }
     }
 
     async fn echo(&mut self, crew: &mut Crew, size: usize) -> Result<Figures, BenchError> {
@@ -151,7 +155,8 @@ impl Measure<'_> {
     /// Latency of messages that are sent at half of the rate that can be reached.
     async fn paced(&mut self, crew: &mut Crew, size: usize) -> Result<Figures, BenchError> {
         if !self.fastest.iter().any(|(of, _)| *of == size) {
-            self.topic(crew, size).await?;
+            let topic = self.topic(crew, size).await?;
+            self.note_rate(&topic);
         }
         let reached = self.fastest.iter().find(|(of, _)| *of == size).map_or(1.0, |(_, rate)| *rate);
         let (sent, taken) = self.stream(crew, size, Some((reached / 2.0).max(1.0)), &[(SINK, 1)]).await?;

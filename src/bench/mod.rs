@@ -100,5 +100,7 @@ pub(crate) const PEER_VERB: &str = "bench-peer";
 pub(crate) const PROCESSES: usize = 4;
 
 const GONE: &str = "the listener is gone";
+/// Until peers that are linked know what each listens to and offers. It takes milliseconds.
+const MEETING: Duration = Duration::from_secs(10);
 /// How long anything may take besides what is measured.
 const PATIENCE: Duration = Duration::from_secs(20);

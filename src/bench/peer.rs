@@ -12,7 +12,7 @@ use tokio::time::{Instant, sleep};
 use super::asking::{self, Echo};
 use super::crew::clear;
 use super::order::{Answer, Join, Order, Usage};
-use super::{PATIENCE, stream};
+use super::{MEETING, PATIENCE, stream};
 use crate::{LinkKind, NetworkKey, Node};
 
 /// Why an order was not carried out.
@@ -140,7 +140,7 @@ impl Peer {
             }
             Order::Announce { topic } => {
                 let publisher = node.publisher(&topic)?;
-                publisher.wait_for_listeners(1, PATIENCE).await;
+                publisher.wait_for_listeners(1, MEETING).await;
                 let sent = publisher.send_bytes("here").await?.sent;
                 return if sent == 1 { Ok(Answer::Done) } else { Err("nobody listens".into()) };
             }

@@ -13,7 +13,7 @@ use tokio::time::sleep;
 use super::clock::{self, Latencies, Latency};
 use super::order::{Answer, Work};
 use super::peer::Refusal;
-use super::{GONE, PATIENCE};
+use super::{GONE, MEETING, PATIENCE};
 use crate::{Codec, ListenOptions, Node, Overflow, Publisher, SendOptions, Subscription, Target};
 
 /// What is sent, and to how many.
@@ -86,7 +86,7 @@ impl Pace {
 /// Sends a flood.
 pub(super) async fn flood(node: &Node, flood: Flood) -> Result<Sent, Refusal> {
     let publisher = node.publisher(&flood.topic)?;
-    if publisher.wait_for_listeners(flood.listeners, PATIENCE).await < flood.listeners {
+    if publisher.wait_for_listeners(flood.listeners, MEETING).await < flood.listeners {
         return Err("the listeners were not seen in time".into());
     }
     let Work { size, warm, time, count } = flood.work;

@@ -17,7 +17,9 @@ pub(super) async fn bench(args: BenchArgs, out: &mut Output) -> Result<Exit, Tro
     if BUILD == "debug" {
         talk.say("THIS IS A DEBUG BUILD: its figures mean nothing. Build with: cargo build --release");
     }
-    if !out.json {
+    if out.json {
+        talk.say(&bench::machine());
+    } else {
         out.line(&bench::machine())?;
         out.flush()?;
     }
@@ -127,7 +129,7 @@ fn heading(bench: Bench) -> &'static str {
     match bench {
         Bench::Topic => "topic: one sender, one listener; messages that arrived, as the listener counts them",
         Bench::Echo => {
-            "echo: load none: there and back; load half: one way at half the rate of topic, from when each was due"
+            "echo: load idle: there and back; load half: one way at half the rate of topic, from when each was due"
         }
         Bench::Call => "call: one caller, one provider",
         Bench::FanOut => {
@@ -150,7 +152,7 @@ fn topic(link: &str, figures: &Figures) -> Option<[String; 5]> {
 fn echo(link: &str, figures: &Figures) -> Option<[String; 8]> {
     let Figures::Echo { size, load, msg_per_s, latency, lost } = figures else { return None };
     let load = match (load, msg_per_s) {
-        (Load::Idle, _) => "none".to_owned(),
+        (Load::Idle, _) => "idle".to_owned(),
         (Load::Half, rate) => format!("half: {}/s", number(rate.unwrap_or_default())),
     };
     let [p50, p99, p999, max] = [latency.p50_us, latency.p99_us, latency.p999_us, latency.max_us].map(time);
