@@ -147,15 +147,15 @@ impl fmt::Debug for NodeId {
 }
 
 /// Byte strings on the wire, not lists of 32 numbers.
-mod bytes32 {
+pub(crate) mod bytes32 {
     use serde::de::{Error, Visitor};
     use serde::{Deserializer, Serializer};
 
-    pub(super) fn serialize<S: Serializer>(bytes: &[u8; 32], serializer: S) -> Result<S::Ok, S::Error> {
+    pub(crate) fn serialize<S: Serializer>(bytes: &[u8; 32], serializer: S) -> Result<S::Ok, S::Error> {
         serializer.serialize_bytes(bytes)
     }
 
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<[u8; 32], D::Error> {
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<[u8; 32], D::Error> {
         struct Bytes;
         impl Visitor<'_> for Bytes {
             type Value = [u8; 32];

@@ -27,6 +27,7 @@ pub use event::{DownReason, Event, What};
 #[cfg(test)]
 pub(crate) use failure::MAX_FAILURE;
 pub use failure::{Failure, RemoteFailure};
+pub(crate) use id::bytes32;
 pub use id::{BadId, Identity, NodeId, PeerId};
 pub use info::*;
 pub use name::{BadName, MAX_MESH_NAME, MAX_NAME, MeshName, NodeName, ServiceName};

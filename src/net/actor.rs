@@ -27,6 +27,7 @@ use super::discovery::local::SameHost;
 use super::discovery::mdns::{Mdns, MdnsConfig};
 use super::discovery::{Discovery, Found, Source};
 use super::leaving::Leaving;
+use super::local::LocalLinks;
 use super::peer_id::{from_libp2p, to_libp2p};
 use super::proof::{AcceptedKeys, AdmittedBy};
 use super::session::SessionEvent;
@@ -69,6 +70,7 @@ pub(super) struct Actor {
 
     pub(super) discovery: Discovery,
     pub(super) same_host: Option<SameHost>,
+    pub(super) local_links: Option<Arc<LocalLinks>>,
     pub(super) mdns: Option<Mdns>,
     found: mpsc::Receiver<Found>,
     /// Keeps `found` open when mDNS is off.
@@ -157,6 +159,12 @@ impl Actor {
                 })
                 .ok()
         });
+        let local_links = config.runtime_dir.as_deref().and_then(|folder| {
+            LocalLinks::open(folder, me)
+                .inspect_err(|error| warn!(%error, "peers of this host are linked over TCP, not over Unix sockets"))
+                .ok()
+                .map(Arc::new)
+        });
         if config.runtime_dir.is_none() {
             discovery.set_state(Source::Local, "off");
         }
@@ -197,6 +205,7 @@ impl Actor {
             counts: Counts::default(),
             discovery,
             same_host,
+            local_links,
             mdns,
             found,
             _finder: found_sender,

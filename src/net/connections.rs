@@ -23,8 +23,8 @@ use super::session::{self, ControlSender, Ended, SessionEvent, Start, Vitals};
 use super::streams::{self, ConnectionStreams};
 use crate::keys::KeyId;
 use crate::mesh::engine::{Known, Say};
-use crate::mesh::{DownReason, PeerId, SignedRecord, What};
-use crate::wire::message::{Control, Hello, WireRecord, read_record};
+use crate::mesh::{DownReason, LinkKind, PeerId, SignedRecord, What};
+use crate::wire::message::{Control, Received, WireRecord, read_record};
 
 /// One connection with a member.
 pub(super) struct Connection {
@@ -43,6 +43,8 @@ pub(super) struct Connection {
 pub(super) struct Up {
     link: Link,
     control: ControlSender,
+    /// What carries our frames.
+    pub(super) kind: LinkKind,
     /// How often the peer's network key was rotated, as far as it told.
     pub(super) key_epoch: u64,
 }
@@ -53,6 +55,24 @@ pub(super) struct Remote {
     inlet: Arc<Inlet>,
     /// What the last link left undone, until the peer tells how far it had got.
     remains: Option<Remains>,
+    /// When the way over a Unix socket last broke; until when it is not taken.
+    local_broke: Option<Instant>,
+    not_local_until: Option<Instant>,
+}
+
+impl Remote {
+    /// A link over a Unix socket broke. Once may be an accident; if it breaks again soon, the connection has to do.
+    fn local_broke(&mut self, now: Instant) {
+        let again =
+            self.local_broke.replace(now).is_some_and(|before| now.saturating_duration_since(before) < NOT_LOCAL);
+        if again {
+            self.not_local_until = Some(now + NOT_LOCAL);
+        }
+    }
+
+    fn may_be_local(&self, now: Instant) -> bool {
+        self.not_local_until.is_none_or(|until| until <= now)
+    }
 }
 
 impl Connection {
@@ -130,7 +150,9 @@ impl Actor {
     fn start_session(&mut self, peer: PeerId, id: ConnectionId, streams: ConnectionStreams, leads: bool) {
         /// Epochs only grow in the life of a process, whatever connections come and go.
         static EPOCH: AtomicU64 = AtomicU64::new(1);
-        let inlet = Arc::clone(&self.remotes.entry(peer).or_default().inlet);
+        let remote = self.remotes.entry(peer).or_default();
+        let inlet = Arc::clone(&remote.inlet);
+        let local = self.local_links.clone().filter(|_| remote.may_be_local(self.now));
         let Some(connection) = self.connections.get_mut(&id) else { return };
         let start = Start {
             peer,
@@ -147,6 +169,7 @@ impl Actor {
             clock: self.began,
             edition: self.edition.subscribe(),
             receiver: self.config.carried.receiver(peer),
+            local,
             events: self.sessions.clone(),
         };
         connection.session = Some(tokio::spawn(session::run(start)).abort_handle());
@@ -155,12 +178,18 @@ impl Actor {
     pub(super) fn on_session_event(&mut self, id: ConnectionId, event: SessionEvent) {
         let Some(peer) = self.connections.get(&id).map(|connection| connection.peer) else { return };
         match event {
-            SessionEvent::Up { hello, record, link, control } => self.on_up(id, &hello, record, link, control),
+            SessionEvent::Up { hello, record, link, kind, control } => {
+                let up = Up { link, control, kind, key_epoch: hello.key_epoch };
+                self.on_up(id, hello.received, record, up);
+            }
             SessionEvent::Edition(edition) => self.engine.current_edition(peer, edition),
             SessionEvent::Heard(control) => self.on_control(id, peer, *control),
             SessionEvent::Ended { why, remains } => {
                 if remains.is_none() || matches!(why, Ended::Bye(_)) {
                     self.dialer.greeted(peer, false); // dialling again would end the same way
+                }
+                if let Ended::Local(_) = why {
+                    self.remotes.entry(peer).or_default().local_broke(self.now);
                 }
                 match &why {
                     Ended::Bye(_) | Ended::Version { .. } => warn!(%peer, reason = %why, "the link ended"),
@@ -176,7 +205,7 @@ impl Actor {
         }
     }
 
-    fn on_up(&mut self, id: ConnectionId, hello: &Hello, record: SignedRecord, link: Link, control: ControlSender) {
+    fn on_up(&mut self, id: ConnectionId, received: Option<Received>, record: SignedRecord, up: Up) {
         let peer = record.peer();
         // The other side decided for this connection.
         let others: Vec<ConnectionId> = self
@@ -187,13 +216,14 @@ impl Actor {
             .collect();
         others.into_iter().for_each(|other| self.end(other, DownReason::Closed));
         let Some(connection) = self.connections.get_mut(&id) else { return };
-        connection.up = Some(Up { link: link.clone(), control: control.clone(), key_epoch: hello.key_epoch });
+        let (link, control) = (up.link.clone(), up.control.clone());
+        connection.up = Some(up);
         if self.config.ring.excludes(&record.record().identity) {
             return self.shut_out(id);
         }
         if let Some(remains) = self.remotes.entry(peer).or_default().remains.take() {
             // Whoever read another stream last has read nothing of this one.
-            let arrived = hello.received.filter(|received| received.epoch == remains.epoch);
+            let arrived = received.filter(|received| received.epoch == remains.epoch);
             let in_flight = remains.taken.saturating_sub(arrived.map_or(0, |received| received.messages));
             self.lost_messages(peer, remains.unsent, in_flight, true);
         }
@@ -364,6 +394,8 @@ impl Actor {
 const RACE: Duration = Duration::from_secs(4);
 /// A link that stood so long was of use.
 const STEADY: Duration = Duration::from_secs(10);
+/// How long links of a peer whose Unix socket broke twice stay with the connection.
+const NOT_LOCAL: Duration = Duration::from_secs(60);
 /// What is kept of the peers' addresses for the next start follows changes after this time.
 const CACHE_AFTER_CHANGE: Duration = Duration::from_secs(2);
 /// After a change, others may still be arriving.

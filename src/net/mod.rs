@@ -24,6 +24,7 @@ mod inlet;
 mod leaving;
 mod link;
 mod listening;
+mod local;
 mod loopback;
 mod peer_id;
 mod proof;

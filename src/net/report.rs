@@ -5,7 +5,7 @@ use std::time::SystemTime;
 use super::actor::Actor;
 use super::discovery::Source;
 use crate::keys::{Ticket, fingerprint};
-use crate::mesh::{DiscoveryInfo, ForeignInfo, LinkKind, PeerInfo, Status};
+use crate::mesh::{DiscoveryInfo, ForeignInfo, PeerInfo, Status};
 
 impl Actor {
     pub(super) fn peers(&self) -> Vec<PeerInfo> {
@@ -23,7 +23,7 @@ impl Actor {
                     host: record.host.clone(),
                     addresses: record.addresses.clone(),
                     connected_to: connection.address.to_string(),
-                    link: LinkKind::Tcp,
+                    link: up.kind,
                     rtt_us: connection.vitals.rtt(),
                     nodes: record.nodes.iter().map(|node| node.name.clone()).collect(),
                     version: record.software.clone(),

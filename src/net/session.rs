@@ -13,6 +13,7 @@ use bytes::{Bytes, BytesMut};
 use libp2p::Stream;
 use libp2p::swarm::ConnectionId;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, WriteHalf, split};
+use tokio::net::UnixStream;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::{sleep_until, timeout};
@@ -21,8 +22,9 @@ use tracing::debug;
 
 use super::inlet::{Inlet, Receive};
 use super::link::{Link, LinkError, LinkLimits, Remains};
+use super::local::{Expected, LocalLinks};
 use super::streams::{ConnectionStreams, Lane, OpenError};
-use crate::mesh::{DownReason, Edition, PeerId, SignedRecord, Topic};
+use crate::mesh::{DownReason, Edition, LinkKind, PeerId, SignedRecord, Topic};
 use crate::wire::message::{
     BadMessage, Beat, Control, Echo, Hello, MAX_CONTROL, PROTOCOL, decode, encode_block, read_record,
 };
@@ -47,6 +49,8 @@ pub(super) struct Start {
     /// The edition of our own record, for our beats.
     pub(super) edition: watch::Receiver<Edition>,
     pub(super) receiver: Box<dyn Receive>,
+    /// The way to peers of the same host; `None` if there is none, or it failed with this one.
+    pub(super) local: Option<Arc<LocalLinks>>,
     pub(super) events: mpsc::Sender<(ConnectionId, SessionEvent)>,
 }
 
@@ -54,7 +58,7 @@ pub(super) struct Start {
 #[derive(Debug)]
 pub(super) enum SessionEvent {
     /// Both greeted: frames can be queued.
-    Up { hello: Box<Hello>, record: SignedRecord, link: Link, control: ControlSender },
+    Up { hello: Box<Hello>, record: SignedRecord, link: Link, kind: LinkKind, control: ControlSender },
     /// The peer says something.
     Heard(Box<Control>),
     /// A beat came: the peer's record has this edition.
@@ -90,6 +94,8 @@ pub(super) enum Ended {
     TooLong(#[from] TooLong),
     #[error("the data stream failed")]
     Data(#[from] LinkError),
+    #[error("the Unix socket failed")]
+    Local(#[source] Option<LinkError>),
     #[error("a task of the link panicked")]
     Panicked,
 }
@@ -167,7 +173,8 @@ pub(super) async fn run(start: Start) {
 }
 
 async fn live(start: Start, up: &mut Option<Link>) -> Result<std::convert::Infallible, Ended> {
-    let Start { peer, connection, mut streams, leads, inlet, vitals, events, .. } = start;
+    let Start { peer, connection, mut streams, leads, inlet, vitals, events, local, .. } = start;
+    let mut expected = local.as_ref().map(|local| local.expect());
     let greeting = || {
         // Composing the greeting ends the reading of any older stream: what we say we received stays true.
         let received = inlet.freeze();
@@ -177,6 +184,7 @@ async fn live(start: Start, up: &mut Option<Link>) -> Result<std::convert::Infal
             key_epoch: start.key_epoch,
             max_message: start.max_message as u64,
             received,
+            local: expected.as_ref().map(Expected::token),
         })
     };
     let greet = async {
@@ -209,8 +217,16 @@ async fn live(start: Start, up: &mut Option<Link>) -> Result<std::convert::Infal
     let (blocks, outbox) = mpsc::channel(OUTBOX);
     let control = ControlSender { blocks, pauses: Arc::default() };
     let mut tasks: JoinSet<Result<(), Ended>> = JoinSet::new();
+    let short_way = match (local, hello.local) {
+        (Some(local), Some(token)) => local.connect(peer, token).await,
+        _ => None,
+    };
+    let kind = if short_way.is_some() { LinkKind::Unix } else { LinkKind::Tcp };
     let (opener, writing) = (streams.opener.clone(), link.clone());
     tasks.spawn(async move {
+        if let Some(stream) = short_way {
+            return writing.write_to(stream).await.map_err(|error| Ended::Local(Some(error)));
+        }
         let stream = async { opener.open(Lane::Data).await.map(Stream::compat).map_err(std::io::Error::other) };
         Ok(writing.write(stream).await?)
     });
@@ -221,10 +237,11 @@ async fn live(start: Start, up: &mut Option<Link>) -> Result<std::convert::Infal
     let writer = Writer { stream, outbox, pauses, pulse: Arc::clone(&pulse), edition: start.edition.clone(), leads };
     tasks.spawn(writer.run());
     let mut receiver = Some(start.receiver);
+    let reading = Reading { inlet, link: link.clone(), pulse: Arc::clone(&pulse), max_message: start.max_message };
     let mut known = record.edition();
     let answers = control.clone();
     pulse.heard();
-    let event = SessionEvent::Up { hello: Box::new(hello), record, link: link.clone(), control };
+    let event = SessionEvent::Up { hello: Box::new(hello), record, link: link.clone(), kind, control };
     events.send((connection, event)).await.map_err(|_| Ended::Closed)?;
 
     let silence = sleep_until((began + SILENCE).into());
@@ -267,16 +284,18 @@ async fn live(start: Start, up: &mut Option<Link>) -> Result<std::convert::Infal
             stream = streams.incoming.recv() => match stream {
                 Some((Lane::Data, stream)) => {
                     // One data stream per session and direction.
-                    let Some(mut receiver) = receiver.take() else { return Err(Ended::Data(LinkError::OldEpoch)) };
-                    let (inlet, link, pulse) = (Arc::clone(&inlet), link.clone(), Arc::clone(&pulse));
-                    let max = start.max_message;
-                    tasks.spawn(async move {
-                        Ok(inlet.read(stream.compat(), max, &link, &mut *receiver, || pulse.heard()).await?)
-                    });
+                    let Some(receiver) = receiver.take() else { return Err(Ended::Data(LinkError::OldEpoch)) };
+                    tasks.spawn(reading.clone().read(stream.compat(), receiver, Ended::Data));
                 }
                 Some((Lane::Control, _)) => debug!(%peer, "a second control stream: dropped"),
                 None => return Err(Ended::Closed),
             },
+            stream = arrived(&mut expected), if receiver.is_some() => {
+                let Some(receiver) = receiver.take() else { return Err(Ended::Data(LinkError::OldEpoch)) };
+                let reading = reading.clone().read(stream, receiver, |error| Ended::Local(Some(error)));
+                // Who ends a session says so on the connection, and then all of it ends.
+                tasks.spawn(async { reading.await.and(Err(Ended::Local(None))) });
+            }
             () = silence.as_mut() => {
                 let deadline = Duration::from_millis(vitals.heard.load(Ordering::Relaxed)) + SILENCE;
                 let late = now().saturating_duration_since(began).saturating_sub(deadline);
@@ -293,6 +312,35 @@ async fn live(start: Start, up: &mut Option<Link>) -> Result<std::convert::Infal
             }
             ended = tasks.join_next(), if !tasks.is_empty() => task_ended(ended)?,
         }
+    }
+}
+
+/// Who comes to the socket with the token that the peer was given.
+async fn arrived(expected: &mut Option<Expected>) -> UnixStream {
+    match expected {
+        Some(expected) => expected.arrived().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// What reads the peer's data stream, whatever carries it.
+#[derive(Clone)]
+struct Reading {
+    inlet: Arc<Inlet>,
+    link: Link,
+    pulse: Arc<Pulse>,
+    max_message: usize,
+}
+
+impl Reading {
+    async fn read(
+        self,
+        stream: impl AsyncRead + AsyncWrite + Unpin,
+        mut receiver: Box<dyn Receive>,
+        failed: fn(LinkError) -> Ended,
+    ) -> Result<(), Ended> {
+        let heard = || self.pulse.heard();
+        self.inlet.read(stream, self.max_message, &self.link, &mut *receiver, heard).await.map_err(failed)
     }
 }
 

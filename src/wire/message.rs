@@ -1,5 +1,6 @@
 //! What peers say to each other besides data frames: greetings, beats, records, digests, keys. CBOR.
 
+use std::fmt;
 use std::io;
 use std::time::Duration;
 
@@ -52,6 +53,18 @@ pub(crate) struct Hello {
     pub(crate) max_message: u64,
     /// What the sender had received over the last link with this peer, if there was one.
     pub(crate) received: Option<Received>,
+    /// Who brings it to the sender's socket, on the same host, may speak there instead.
+    pub(crate) local: Option<LocalToken>,
+}
+
+/// Lets one peer in at the other's Unix socket, once.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub(crate) struct LocalToken(#[serde(with = "crate::mesh::bytes32")] pub(crate) [u8; 32]);
+
+impl fmt::Debug for LocalToken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("LocalToken(..)") // it is a secret of two peers
+    }
 }
 
 /// A sign of life, with what rides along.

@@ -21,4 +21,6 @@ mod sending;
 mod strangers;
 mod subscriptions;
 mod tidy;
+#[cfg(target_os = "linux")] // looks its own sockets up in /proc
+mod unix_links;
 mod verbs;

@@ -213,7 +213,7 @@ impl Notice {
 }
 
 /// Makes a directory of mode 0700, or checks that the one that is there is ours alone.
-fn claim(path: &Path) -> Result<(), LocalError> {
+pub(in crate::net) fn claim(path: &Path) -> Result<(), LocalError> {
     let io = |source| LocalError::Io { path: path.to_owned(), source };
     DirBuilder::new().recursive(true).mode(0o700).create(path).or_else(|error| match error.kind() {
         io::ErrorKind::AlreadyExists => Ok(()), // a file, or a link to nowhere: told apart below

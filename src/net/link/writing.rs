@@ -74,17 +74,21 @@ impl Link {
         if !self.anything_to_write().await {
             return Ok(());
         }
-        let mut stream = stream.await?;
+        self.write_to(stream.await?).await
+    }
+
+    /// Greets on a stream that stands, and writes what is queued until the link is closed.
+    pub(crate) async fn write_to<S>(&self, mut stream: S) -> Result<(), LinkError>
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
         let hello = DataHello { protocol: PROTOCOL, epoch: self.0.epoch };
         timeout(HELLO_TIMEOUT, greet(&mut stream, hello)).await.map_err(|_| LinkError::Silent)??;
         let stream = Box::pin(stream);
         *self.writing() = Some(Writing { stream, segments: VecDeque::new(), offset: 0, untold: 0, dirty: false });
         let open = Open(self);
-        loop {
+        while self.anything_to_write().await {
             poll_fn(|context| self.pump(context)).await?;
-            if !self.anything_to_write().await {
-                break;
-            }
         }
         if let Some(mut last) = open.take() {
             last.stream.shutdown().await?;
