@@ -193,7 +193,6 @@ impl Crew {
         let number = self.peers.len() - 1;
         self.ask(number, &Order::Leave, Duration::ZERO).await?;
         if let Some(mut peer) = self.peers.pop() {
-            peer.orders = None;
             let _ = timeout(PATIENCE, peer.child.wait()).await; // one that does not end is killed
         }
         Ok(())

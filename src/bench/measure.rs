@@ -19,9 +19,10 @@ use crate::LinkKind;
 /// Dropped, it ends all processes that it started.
 pub(crate) async fn run(plan: &Plan, tell: &mut dyn FnMut(Notice) -> bool) -> Result<(), BenchError> {
     for link in &plan.links {
-        let mut measure = Measure { plan, tell, link: *link, topics: 0, fastest: Vec::new() };
+        let mut measure = Measure { plan, tell, link: *link, topics: 0, fastest: Vec::new(), told: 0 };
         match measure.all().await {
-            Err(error @ BenchError::OtherLinks { .. }) if plan.leave_out => {
+            // Links that change their kind meanwhile are a failure.
+            Err(error @ BenchError::OtherLinks { .. }) if plan.leave_out && measure.told == 0 => {
                 measure.say(Notice::LeftOut(format!("{}: {error}", link.name())))?;
             }
             ended => ended?,
@@ -39,6 +40,8 @@ struct Measure<'a> {
     topics: usize,
     /// What was reached with messages of a size, per second.
     fastest: Vec<(usize, f64)>,
+    /// How many figures there are so far.
+    told: usize,
 }
 
 /// Two peers of a pair: one that asks and sends, one that listens and answers.
@@ -134,7 +137,9 @@ impl Measure<'_> {
     async fn topic(&mut self, crew: &mut Crew, size: usize) -> Result<Figures, BenchError> {
         let (sent, taken) = self.stream(crew, size, None, &[(SINK, 1)]).await?;
         let took = taken.last - taken.first;
-        let (msg_per_s, mb_per_s) = (per_second(taken.messages - 1, took), megabytes(&taken, took));
+        // The first message is there when the time begins.
+        let (after, bytes) = (taken.messages - 1, taken.bytes - size as u64);
+        let (msg_per_s, mb_per_s) = (per_second(after, took), megabytes(bytes, took));
         Ok(Figures::Topic { size, msg_per_s, mb_per_s, messages: taken.messages, lost: sent.messages - taken.messages })
     }
 
@@ -193,7 +198,7 @@ impl Measure<'_> {
             processes,
             published_per_s: per_second(sent.messages, took),
             delivered_per_s: per_second(messages, took),
-            mb_per_s: megabytes(&taken, took),
+            mb_per_s: megabytes(taken.bytes, took),
             frames_per_link: (taken.frames as f64 / (sent.all * processes as u64) as f64 * 1000.0).round() / 1000.0,
             messages,
             lost: sent.messages * listeners as u64 - messages,
@@ -327,6 +332,7 @@ impl Measure<'_> {
     }
 
     fn told(&mut self, bench: Bench, figures: Figures) -> Result<(), BenchError> {
+        self.told += 1;
         self.say(Notice::Row(Row::new(bench, self.link, figures)))
     }
 
@@ -340,8 +346,8 @@ async fn usage(crew: &mut Crew) -> Result<Option<Vec<Usage>>, BenchError> {
     Ok(answers.into_iter().map(|answer| if let Answer::Usage(usage) = answer { usage } else { None }).collect())
 }
 
-fn megabytes(taken: &Taken, nanoseconds: u64) -> f64 {
-    tenths(taken.bytes as f64 * 1e3 / nanoseconds.max(1) as f64)
+fn megabytes(bytes: u64, nanoseconds: u64) -> f64 {
+    tenths(bytes as f64 * 1e3 / nanoseconds.max(1) as f64)
 }
 
 /// Sizes of messages where none are given, in bytes.

@@ -88,7 +88,9 @@ impl BenchError {
             Self::Silent { .. } | Self::Failed { .. } => {
                 "a machine that is very busy may need --quick, or a smaller --size"
             }
-            Self::OtherLinks { .. } => "measure what there is: --transport tcp",
+            Self::OtherLinks { .. } => {
+                "measure what there is: --transport tcp; `meshd peers` shows what carries a link"
+            }
             Self::Unwanted => "",
         }
     }

@@ -36,8 +36,10 @@ fn listen(orders: &mpsc::Sender<Order>) -> ! {
     let mut folder: Option<PathBuf> = None;
     for line in std::io::stdin().lock().lines() {
         let Some(order) = line.ok().and_then(|line| serde_json::from_str(&line).ok()) else { break };
-        if let Order::Join(join) = &order {
-            folder = Some(join.folder.clone());
+        match &order {
+            Order::Join(join) => folder = Some(join.folder.clone()),
+            Order::Leave => folder = None, // the others stay and need it
+            _ => {}
         }
         if orders.try_send(order).is_err() {
             break; // nobody is told so much at a time

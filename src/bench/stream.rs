@@ -111,7 +111,7 @@ impl Sender {
     /// Sends for that long, and at most so many.
     async fn burst(&mut self, time: Duration, count: u64, pace: Option<Pace>) -> Result<u64, Refusal> {
         let options = SendOptions { timeout: Some(PATIENCE), ..SendOptions::default() };
-        let until = clock::now() + clock::nanos(time);
+        let until = pace.map_or_else(clock::now, |pace| pace.start) + clock::nanos(time);
         // The clock costs a part of what a small message costs.
         let every = if self.payload.len() < 8192 { 32 } else { 1 };
         let mut sent = 0;
@@ -158,7 +158,7 @@ async fn wait_until(due: u64) {
 
 /// Listens until the end, with so many nodes.
 pub(super) async fn take(node: &Node, take: Take, answers: &mpsc::Sender<Answer>) -> Result<Taken, Refusal> {
-    let options = ListenOptions { messages: QUEUE, overflow: Overflow::Block, ..ListenOptions::default() };
+    let options = ListenOptions { overflow: Overflow::Block, ..ListenOptions::default() };
     let before = node.status().await?.counts.received;
     let mut takers = Vec::new();
     for number in 0..take.nodes {
@@ -216,8 +216,6 @@ async fn take_one(mut subscription: Subscription) -> Result<One, Refusal> {
     Err("the mesh ended".into())
 }
 
-/// Messages that a listener holds. So many that it rarely has to ask the sender to pause, which would be measured.
-const QUEUE: usize = 65_536;
 /// Until the first message of a pace is due: its mark is on its way by then.
 const HEAD_START: Duration = Duration::from_millis(2);
 /// How far off timers are, at most.

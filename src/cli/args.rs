@@ -336,10 +336,10 @@ pub(super) struct BenchArgs {
     /// Which links: unix, as between peers of one machine; tcp, encrypted, as between machines; both
     #[arg(long, value_name = "KIND", default_value = "both", hide_possible_values = true)]
     pub(super) transport: Transport,
-    /// Measure these only: topic, echo, call, fan-out, start, idle; may be given several times [default: all]
+    /// Measure these only: topic, echo, call, fan-out, start, idle; several with commas [default: all]
     #[arg(long, value_name = "NAME", value_delimiter = ',', hide_possible_values = true)]
     pub(super) only: Vec<Measured>,
-    /// Bytes of each message, such as 64 or 1MiB; may be given several times [default: 64, 1KiB, 64KiB and 1MiB for topic, 64 for the rest]
+    /// Bytes of each message, such as 64 or 1MiB; several with commas [default: 64, 1KiB, 64KiB and 1MiB for topic, 64 for the rest]
     #[arg(long, value_name = "BYTES", value_delimiter = ',', value_parser = message_bytes)]
     pub(super) size: Vec<usize>,
     /// How long each figure is measured [default: 2s, or 300ms with --quick]
@@ -354,7 +354,7 @@ pub(super) struct BenchArgs {
     /// Calls at a time; call measures one at a time too
     #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u16).range(1..=4096))]
     pub(super) in_flight: u16,
-    /// Nodes that listen to one sender, in up to 4 processes; may be given several times
+    /// Nodes that listen to one sender, in up to 4 processes; several with commas
     #[arg(long, value_name = "N", value_delimiter = ',', default_values_t = [4, 32], value_parser = clap::value_parser!(u16).range(1..=1000))]
     pub(super) fan_out: Vec<u16>,
     /// Peers that do nothing, each a process [default: 10, or 4 with --quick]
@@ -531,7 +531,7 @@ how often a message crosses a link
 
 Examples:
   meshd bench --quick
-  meshd bench --only topic,call --transport tcp --size 64 --size 1MiB
+  meshd bench --only topic,call --transport tcp --size 64,1MiB
   meshd bench --rounds 5 --time 5s --json > figures.jsonl";
 
 const CONFIG: &str = "\
