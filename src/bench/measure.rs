@@ -165,7 +165,8 @@ impl Measure<'_> {
         }
         let reached = self.fastest.iter().find(|(of, _)| *of == size).map_or(1.0, |(_, rate)| *rate);
         let (sent, taken) = self.stream(crew, size, Some((reached / 2.0).max(1.0)), &[(SINK, 1)]).await?;
-        let latency = taken.latency.ok_or(BenchError::Failed { peer: SINK, why: "it measured nothing".into() })?;
+        let latency =
+            taken.latency.ok_or_else(|| BenchError::Failed { peer: SINK, why: "it measured nothing".into() })?;
         Ok(Figures::Echo {
             size,
             load: Load::Half,

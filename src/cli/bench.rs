@@ -105,7 +105,8 @@ fn table(bench: Bench, rows: &[Row], out: &mut Output) -> Result<(), Trouble> {
         return Ok(());
     }
     out.line("")?;
-    out.line(&out.strong(heading(bench)).into_owned())?;
+    let heading = out.strong(heading(bench)).into_owned();
+    out.line(&heading)?;
     match bench {
         Bench::Topic => out.table(["LINK", "SIZE", "MESSAGES/S", "MB/S", "LOST"], &cells(&rows, topic)),
         Bench::Echo => {
