@@ -1,12 +1,13 @@
 //! Round trips and calls: both halves.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures::future::try_join_all;
 use tokio::task::JoinSet;
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep, timeout};
 
 use super::clock::{self, Latencies, Latency};
 use super::order::Work;
@@ -39,28 +40,52 @@ impl Echo {
     }
 }
 
-/// Sends a message and waits until it is back, one after the other.
-pub(super) async fn trips(node: &Node, work: Work) -> Result<Latency, Refusal> {
-    let mut pongs = node.listen(PONG).await?;
+/// Where echoes come. Kept for all that is measured: whoever listens anew is not heard of by others for some milliseconds.
+pub(super) async fn echoes(node: &Node) -> Result<Subscription, Refusal> {
+    Ok(node.listen(PONG).await?)
+}
+
+/// Sends a message and waits until it is back, one after the other. Gives how long that took, and how many did not come back.
+pub(super) async fn trips(node: &Node, pongs: &mut Subscription, work: Work) -> Result<(Latency, u64), Refusal> {
     let ping = node.publisher(PING)?;
     if ping.wait_for_listeners(1, MEETING).await == 0 {
         return Err("nobody echoes".into());
     }
-    hear_an_echo(&ping, &mut pongs).await?;
+    hear_an_echo(&ping, pongs).await?;
     let options = SendOptions { timeout: Some(PATIENCE), ..SendOptions::default() };
     let payload = Bytes::from(vec![7; work.size]);
     let (start, end) = span(&work);
     let mut latencies = Latencies::new();
-    let mut measured = 0;
+    let (mut measured, mut lost) = (0, 0);
+    // One timer for many trips: to set one costs a part of what a trip takes.
+    let mut timer = pin!(sleep(LOST));
+    let mut timer_set = clock::now();
     while measured < work.count {
         let sent = clock::now();
         if sent >= end && measured > 0 {
             break;
         }
+        if sent - timer_set > clock::nanos(LOST / 2) {
+            timer.as_mut().reset(Instant::now() + LOST);
+            timer_set = sent;
+        }
         if ping.publish(Codec::Bytes, payload.clone(), &options).await?.sent == 0 {
             return Err(GONE.into());
         }
-        let back = pongs.next().await.ok_or("the mesh ended")?;
+        let back = tokio::select! {
+            biased; // an echo that is there is not lost
+            back = pongs.next() => back.ok_or("the mesh ended")?,
+            () = timer.as_mut() => {
+                lost += 1;
+                if lost >= MOST_LOST {
+                    return Err(format!("{lost} echoes did not come back").into());
+                }
+                hear_an_echo(&ping, pongs).await?; // and none that comes late after all
+                timer.as_mut().reset(Instant::now() + LOST);
+                timer_set = clock::now();
+                continue;
+            }
+        };
         if back.payload.len() != work.size {
             return Err("an echo is not what was sent".into());
         }
@@ -69,7 +94,8 @@ pub(super) async fn trips(node: &Node, work: Work) -> Result<Latency, Refusal> {
             measured += 1;
         }
     }
-    latencies.summary().ok_or_else(|| "nothing was measured".into())
+    let latency = latencies.summary().ok_or("nothing was measured")?;
+    Ok((latency, lost))
 }
 
 /// Whoever echoes may not know yet that somebody listens to the echo. Leaves no echo behind.
@@ -154,3 +180,7 @@ const PONG: &str = "pong";
 const SERVICE: &str = "echo";
 /// Until a message whose echo did not come is sent again.
 const AGAIN: Duration = Duration::from_millis(200);
+/// After this time an echo counts as lost; after half of it at the earliest.
+const LOST: Duration = Duration::from_secs(2);
+/// So many lost echoes are no measurement any more.
+const MOST_LOST: u64 = 5;

@@ -170,22 +170,26 @@ impl Crew {
 
     /// The error, or that a process has ended if one has: what others say then is a consequence.
     async fn blame(&mut self, number: usize, error: BenchError) -> BenchError {
-        // Who waits for a peer that ended may say so before its end can be seen. The one that is in question goes first.
-        let silent = matches!(error, BenchError::Silent { .. });
-        let order = std::iter::once(number).chain((0..self.peers.len()).filter(|other| *other != number));
-        for number in order.collect::<Vec<_>>() {
-            let peer = &mut self.peers[number];
-            let patience = if silent { DYING } else { SOON };
-            if let Ok(Ok(status)) = timeout(patience, peer.child.wait()).await {
-                let said = match &mut peer.talk {
-                    Some(talk) => timeout(DYING, talk).await.ok().and_then(Result::ok).unwrap_or_default(),
-                    None => String::new(),
-                };
-                peer.talk = None;
-                return BenchError::Ended { peer: number, status, said };
+        // Who waits for a peer that ended may say so before its end can be seen.
+        let patience = if matches!(error, BenchError::Silent { .. }) { DYING } else { SOON };
+        let gone = |peer: &mut Peer| matches!(peer.child.try_wait(), Ok(Some(_)));
+        let ended = if gone(&mut self.peers[number]) {
+            Some(number)
+        } else {
+            let mut ends = FuturesUnordered::new();
+            for (at, peer) in self.peers.iter_mut().enumerate() {
+                ends.push(async move { peer.child.wait().await.map(|_| at).ok() });
             }
-        }
-        error
+            timeout(patience, ends.next()).await.ok().flatten().flatten()
+        };
+        let Some(peer) = ended else { return error };
+        let Peer { child, talk, .. } = &mut self.peers[peer];
+        let Ok(Some(status)) = child.try_wait() else { return error };
+        let said = match talk.take() {
+            Some(talk) => timeout(DYING, talk).await.ok().and_then(Result::ok).unwrap_or_default(),
+            None => String::new(),
+        };
+        BenchError::Ended { peer, status, said }
     }
 
     /// Ends the last one in order, and waits until its process is gone.

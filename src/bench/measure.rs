@@ -152,7 +152,9 @@ impl Measure<'_> {
     async fn echo(&mut self, crew: &mut Crew, size: usize) -> Result<Figures, BenchError> {
         let work = self.work(size);
         match crew.ask(SOURCE, &Order::Trips(work), work.warm + work.time).await? {
-            Answer::Latency(latency) => Ok(Figures::Echo { size, load: Load::Idle, msg_per_s: None, latency, lost: 0 }),
+            Answer::Echoed { latency, lost } => {
+                Ok(Figures::Echo { size, load: Load::Idle, msg_per_s: None, latency, lost })
+            }
             answer => Err(crew.unexpected(SOURCE, &answer)),
         }
     }

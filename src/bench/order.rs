@@ -22,7 +22,7 @@ pub(super) enum Order {
     Take(Take),
     /// Sends. Answered by [`Answer::Sent`].
     Flood(Flood),
-    /// Sends a message and waits for its echo, over and over. Answered by [`Answer::Latency`].
+    /// Sends a message and waits for its echo, over and over. Answered by [`Answer::Echoed`].
     Trips(Work),
     /// Calls, so many at a time. Answered by [`Answer::Called`].
     Calls { work: Work, in_flight: usize },
@@ -70,7 +70,10 @@ pub(super) enum Answer {
     Ready,
     Taken(Taken),
     Sent(Sent),
-    Latency(Latency),
+    Echoed {
+        latency: Latency,
+        lost: u64,
+    },
     Called {
         calls: u64,
         nanos: u64,

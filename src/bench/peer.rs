@@ -13,7 +13,7 @@ use super::asking::{self, Echo};
 use super::crew::clear;
 use super::order::{Answer, Join, Order, Usage};
 use super::{MEETING, PATIENCE, stream};
-use crate::{LinkKind, NetworkKey, Node};
+use crate::{LinkKind, NetworkKey, Node, Subscription};
 
 /// Why an order was not carried out.
 pub(super) type Refusal = Box<dyn Error + Send + Sync>;
@@ -57,8 +57,8 @@ async fn work(mut todo: mpsc::Receiver<Order>, answers: mpsc::Sender<Answer>) {
     while let Some(order) = todo.recv().await {
         let answer = match (order, peer.take()) {
             (Order::Leave, peer) => {
-                if let Some(Peer { node, echo }) = peer {
-                    drop(echo);
+                if let Some(Peer { node, echo, echoes }) = peer {
+                    drop((echo, echoes));
                     node.shutdown().await;
                 }
                 let _ = answers.send(Answer::Done).await;
@@ -89,6 +89,7 @@ async fn work(mut todo: mpsc::Receiver<Order>, answers: mpsc::Sender<Answer>) {
 struct Peer {
     node: Node,
     echo: Option<Echo>,
+    echoes: Option<Subscription>,
 }
 
 async fn join(order: Join) -> Result<(Peer, Vec<String>), Refusal> {
@@ -103,7 +104,7 @@ async fn join(order: Join) -> Result<(Peer, Vec<String>), Refusal> {
     loop {
         let addresses = node.status().await?.addresses;
         if !addresses.is_empty() {
-            return Ok((Peer { node, echo: None }, addresses));
+            return Ok((Peer { node, echo: None, echoes: None }, addresses));
         }
         if Instant::now() >= deadline {
             return Err("it listens nowhere".into());
@@ -129,7 +130,16 @@ impl Peer {
                 tokio::spawn(async move { Ok(Answer::Taken(stream::take(&node, take, &answers).await?)) })
             }
             Order::Flood(flood) => tokio::spawn(async move { Ok(Answer::Sent(stream::flood(&node, flood).await?)) }),
-            Order::Trips(work) => tokio::spawn(async move { Ok(Answer::Latency(asking::trips(&node, work).await?)) }),
+            Order::Trips(work) => {
+                let mut echoes = match self.echoes.take() {
+                    Some(echoes) => echoes,
+                    None => asking::echoes(&node).await?,
+                };
+                let trips = async move { (asking::trips(&node, &mut echoes, work).await, echoes) };
+                let (ended, echoes) = tokio::spawn(trips).await?;
+                self.echoes = Some(echoes);
+                return ended.map(|(latency, lost)| Answer::Echoed { latency, lost });
+            }
             Order::Calls { work, in_flight } => tokio::spawn(async move {
                 let (calls, nanos, latency) = asking::calls(&node, work, in_flight).await?;
                 Ok(Answer::Called { calls, nanos, latency })
