@@ -18,6 +18,7 @@ use crate::mesh::{BalanceRule, NodeName};
 
 pub use home::Home;
 pub use layers::{Layers, Loaded, Setting, Source};
+pub(crate) use units::bytes::{parse as parse_bytes, text as bytes_text};
 pub use units::multiaddress;
 
 /// Everything that can be set. Read from `config.toml` by the field names; unknown keys are errors.

@@ -51,6 +51,7 @@
 //!
 //! The daemon `meshd` is this library behind a Unix socket; programs in other languages use that.
 
+mod bench;
 #[doc(hidden)]
 pub mod cli;
 pub mod config;

@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use clap::{Args as ArgGroup, Parser, Subcommand, ValueEnum, ValueHint};
 
+use crate::bench::PEER_VERB;
+use crate::config::{LimitsConfig, bytes_text, parse_bytes};
 use crate::mesh::{Identity, MeshName, NodeName, ServiceName, Topic, TopicFilter};
 
 /// Programs on many machines find each other and exchange messages: no coordinator, no broker, one shared key.
@@ -96,6 +98,12 @@ pub(super) enum Command {
     Services,
     /// Measure round trips to a peer
     Ping(PingArgs),
+    /// Measure how fast meshd is on this machine
+    #[command(after_help = BENCH)]
+    Bench(BenchArgs),
+    /// A process that `bench` measures
+    #[command(name = PEER_VERB, hide = true)]
+    BenchPeer,
     /// Print the settings in force and where each came from
     #[command(after_help = CONFIG)]
     Config,
@@ -323,6 +331,77 @@ pub(super) struct PingArgs {
     pub(super) timeout: Duration,
 }
 
+#[derive(ArgGroup, Debug)]
+pub(super) struct BenchArgs {
+    /// Which links: unix, as between peers of one machine; tcp, encrypted, as between machines; both
+    #[arg(long, value_name = "KIND", default_value = "both", hide_possible_values = true)]
+    pub(super) transport: Transport,
+    /// Measure these only: topic, echo, call, fan-out, start, idle; several with commas [default: all]
+    #[arg(long, value_name = "NAME", value_delimiter = ',', hide_possible_values = true)]
+    pub(super) only: Vec<Measured>,
+    /// Bytes of each message, such as 64 or 1MiB; several with commas [default: 64, 1KiB, 64KiB and 1MiB for topic, 64 for the rest]
+    #[arg(long, value_name = "BYTES", value_delimiter = ',', value_parser = message_bytes)]
+    pub(super) size: Vec<usize>,
+    /// How long each figure is measured [default: 2s, or 300ms with --quick]
+    #[arg(long, value_name = "DURATION", value_parser = some_duration)]
+    pub(super) time: Option<Duration>,
+    /// At most so many messages, round trips or calls for each figure [default: as many as go in that time]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub(super) count: Option<u64>,
+    /// Measure each figure so many times, and print the median
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=100))]
+    pub(super) rounds: u16,
+    /// Calls at a time; call measures one at a time too
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u16).range(1..=4096))]
+    pub(super) in_flight: u16,
+    /// Nodes that listen to one sender, in up to 4 processes; several with commas
+    #[arg(long, value_name = "N", value_delimiter = ',', default_values_t = [4, 32], value_parser = clap::value_parser!(u16).range(1..=1000))]
+    pub(super) fan_out: Vec<u16>,
+    /// Peers that do nothing, each a process [default: 10, or 4 with --quick]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(2..=200))]
+    pub(super) idle: Option<u16>,
+    /// Take seconds instead of a minute: rougher figures
+    #[arg(long)]
+    pub(super) quick: bool,
+}
+
+/// What carries the frames of a measurement.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum Transport {
+    Unix,
+    Tcp,
+    Both,
+}
+
+/// What `bench` measures.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(super) enum Measured {
+    Topic,
+    Echo,
+    Call,
+    FanOut,
+    Start,
+    Idle,
+}
+
+fn message_bytes(text: &str) -> Result<usize, String> {
+    let bytes = parse_bytes(text).ok_or("write 64, 4KiB or 1MiB, say")?;
+    // What a peer takes without being told otherwise.
+    let most = LimitsConfig::default().message_bytes.get();
+    usize::try_from(bytes).ok().filter(|bytes| (1..=most).contains(bytes)).ok_or_else(|| {
+        format!("at least 1, and at most {}, which is the largest message unless configured", bytes_text(most))
+    })
+}
+
+/// A duration in which something can happen.
+fn some_duration(text: &str) -> Result<Duration, String> {
+    let span = duration(text)?;
+    if span < SHORTEST || span > LONGEST { Err("at least 1ms, and at most 1h".into()) } else { Ok(span) }
+}
+
+const SHORTEST: Duration = Duration::from_millis(1);
+const LONGEST: Duration = Duration::from_secs(3600);
+
 fn duration(text: &str) -> Result<Duration, String> {
     if text == "0" {
         return Ok(Duration::ZERO);
@@ -435,6 +514,25 @@ Examples:
   meshd serve load --exec uptime --name $(hostname)
   meshd serve thumbnail --exec 'convert - -resize 128 png:-' --jobs 4
   meshd serve sum --exec 'jq add' --format json";
+
+const BENCH: &str = "\
+Starts processes of its own, in a mesh of their own, on this machine only: no other mesh, home or daemon is \
+touched. All of them end with it. Everything is warmed up first. Each figure is of links that the peers say are \
+of that kind; a kind that they do not have here is left out, or an error if it was asked for.
+
+  topic    one sender, one listener: messages/s and MB/s (10^6 bytes) that arrived, counted by the listener; lost
+  echo     latency of a message: there and back while nothing else goes on (load: idle); and one way, at half of \
+the rate that topic reached, from when it was due to be sent (load: half)
+  call     calls/s and the time of a call: one at a time, and --in-flight of them
+  fan-out  one sender, --fan-out listeners: messages/s that were sent, and that arrived at all of them together; \
+how often a message crosses a link
+  start    time from the start of a process until its first message has arrived, in a mesh that runs
+  idle     memory (resident; and with shared pages divided) and share of one processor, of each of --idle peers
+
+Examples:
+  meshd bench --quick
+  meshd bench --only topic,call --transport tcp --size 64,1MiB
+  meshd bench --rounds 5 --time 5s --json > figures.jsonl";
 
 const CONFIG: &str = "\
 Values come from config.toml in the mesh's folder, from the environment and from arguments of `meshd run`; \

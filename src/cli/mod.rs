@@ -1,6 +1,7 @@
 //! The command line: what was typed, what was meant, the work. Described in docs/CLI.md.
 
 mod args;
+mod bench;
 mod calls;
 mod client;
 mod jobs;
@@ -74,6 +75,8 @@ async fn perform(global: &Global, command: Command, out: &mut Output) -> Result<
         Command::Topics => status::topics(place()?, out).await,
         Command::Watch(args) => status::watch(place()?, &args, out).await,
         Command::Ping(args) => status::ping(place()?, args, out).await,
+        Command::Bench(args) => bench::bench(args, out).await,
+        Command::BenchPeer => bench::peer(out).await,
         Command::Config => status::config(place()?, out).await,
         Command::Send(args) => send::send(place()?, args, out).await,
         Command::Listen(args) => listen::listen(place()?, args, out).await,
@@ -201,6 +204,9 @@ mod tests {
             "meshd serve wc --exec wc --name counters --jobs 3 --format json -v",
             "meshd services",
             "meshd ping camera --count 1",
+            "meshd bench --quick --json",
+            "meshd bench --transport tcp --size 64 --size 1MiB --only topic,call --only fan-out --count 10 --rounds 3",
+            "meshd bench --time 500ms --in-flight 16 --fan-out 4,32 --idle 50",
             "meshd completions bash",
             "meshd man --dir /tmp",
         ] {
@@ -222,6 +228,14 @@ mod tests {
             "meshd serve a --exec b --jobs 0",
             "meshd listen a --timeout soon",
             "meshd key rotate --without me",
+            "meshd bench --transport wire",
+            "meshd bench --size 0",
+            "meshd bench --size 2GiB",
+            "meshd bench --only ping",
+            "meshd bench --time 0",
+            "meshd bench --in-flight 0",
+            "meshd bench --fan-out 0",
+            "meshd bench --idle 1",
         ] {
             assert_eq!(Args::try_parse_from(line.split(' ')).unwrap_err().exit_code(), Exit::Usage as i32, "{line}");
         }

@@ -43,7 +43,7 @@ pub(super) mod addresses {
 }
 
 /// Numbers of bytes: `8 MiB`, or a plain number.
-pub(super) mod bytes {
+pub(crate) mod bytes {
     use std::fmt;
     use std::num::NonZeroUsize;
 
@@ -81,7 +81,8 @@ pub(super) mod bytes {
         NonZeroUsize::new(bytes).ok_or_else(|| D::Error::custom("a number of bytes is at least 1"))
     }
 
-    fn parse(text: &str) -> Option<u64> {
+    /// How many bytes a text stands for. `None`: it is no number of bytes.
+    pub(crate) fn parse(text: &str) -> Option<u64> {
         let text = text.trim();
         let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
         let (number, unit) = text.split_at(digits);
@@ -90,7 +91,7 @@ pub(super) mod bytes {
     }
 
     /// In the largest unit that makes it a whole number.
-    fn text(bytes: usize) -> String {
+    pub(crate) fn text(bytes: usize) -> String {
         let unit = UNITS.iter().find(|(name, factor)| name.contains('i') && (bytes as u64).is_multiple_of(*factor));
         unit.map_or_else(|| bytes.to_string(), |(name, factor)| format!("{} {name}", bytes as u64 / factor))
     }

@@ -6,6 +6,7 @@
 
 mod attached;
 mod balancing;
+mod bench;
 mod calls;
 mod channels;
 mod cluster;

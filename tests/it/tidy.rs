@@ -20,6 +20,11 @@ const FORBIDDEN: &[(&str, &[&str])] = &[
     ("protocol", &["libp2p::", "crate::config", "crate::keys", "crate::node", "crate::daemon", "crate::cli"]),
     ("node", &["libp2p::", "crate::socket", "crate::daemon", "crate::cli"]),
     ("socket.rs", &["libp2p::", "crate::mesh", "crate::net", "crate::node", "crate::daemon", "crate::cli"]),
+    (
+        "bench",
+        &["libp2p::", "crate::mesh", "crate::keys", "crate::wire", "crate::config", "crate::net", "crate::protocol"],
+    ),
+    ("bench", &["crate::node", "crate::socket", "crate::daemon", "crate::cli"]),
     ("daemon", &["libp2p::", "crate::net", "crate::protocol", "crate::cli"]),
     ("cli", &["libp2p::", "crate::net", "crate::protocol", "crate::node", "crate::mesh::engine"]),
 ];
