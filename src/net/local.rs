@@ -44,7 +44,8 @@ struct Awaited(Mutex<HashMap<LocalToken, oneshot::Sender<UnixStream>>>);
 pub(super) struct Expected {
     token: LocalToken,
     awaited: Arc<Awaited>,
-    stream: oneshot::Receiver<UnixStream>,
+    /// `None` once it came, or cannot come any more.
+    stream: Option<oneshot::Receiver<UnixStream>>,
 }
 
 impl LocalLinks {
@@ -78,7 +79,7 @@ impl LocalLinks {
         let token = LocalToken(rand::random());
         let (arrived, stream) = oneshot::channel();
         self.awaited.all().insert(token, arrived);
-        Expected { token, awaited: Arc::clone(&self.awaited), stream }
+        Expected { token, awaited: Arc::clone(&self.awaited), stream: Some(stream) }
     }
 
     /// Goes to a peer's socket with the token that it gave. `None` if that leads nowhere: the peer is elsewhere.
@@ -114,10 +115,14 @@ impl Expected {
 
     /// Waits for whoever brings the token. Pends for ever if nobody can any more. Cancelling it loses nothing.
     pub(super) async fn arrived(&mut self) -> UnixStream {
-        match (&mut self.stream).await {
-            Ok(stream) => stream,
-            Err(_) => std::future::pending().await,
+        if let Some(stream) = &mut self.stream {
+            let came = stream.await;
+            self.stream = None;
+            if let Ok(stream) = came {
+                return stream;
+            }
         }
+        std::future::pending().await
     }
 }
 
@@ -228,3 +233,64 @@ const AFTER_ERROR: Duration = Duration::from_millis(100);
 const TRIES: usize = 10;
 /// Files looked at when sweeping: as many as there may be peers.
 const MAX_FILES: usize = 4096;
+
+#[cfg(test)]
+mod tests {
+    use futures::FutureExt;
+
+    use super::*;
+
+    fn peer(n: u8) -> PeerId {
+        PeerId::from_bytes([n; 32])
+    }
+
+    fn open(runtime: &tempfile::TempDir, n: u8) -> LocalLinks {
+        LocalLinks::open(&runtime.path().join("run"), peer(n)).unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_token_lets_one_in_once() {
+        let runtime = tempfile::tempdir().unwrap();
+        let (a, b) = (open(&runtime, 1), open(&runtime, 2));
+        let mut expected = a.expect();
+        let mut there = b.connect(peer(1), expected.token()).await.unwrap();
+        let mut here = expected.arrived().await;
+        there.write_all(b"hello").await.unwrap();
+        let mut read = [0; 5];
+        here.read_exact(&mut read).await.unwrap();
+        assert_eq!(&read, b"hello");
+        assert!(b.connect(peer(1), expected.token()).await.is_none(), "it is used up");
+        assert!(expected.arrived().now_or_never().is_none(), "nobody else comes, however often one asks");
+        assert!(expected.arrived().now_or_never().is_none());
+    }
+
+    #[tokio::test]
+    async fn a_token_that_was_let_go_is_worthless() {
+        let runtime = tempfile::tempdir().unwrap();
+        let (a, b) = (open(&runtime, 1), open(&runtime, 2));
+        let token = a.expect().token();
+        assert!(b.connect(peer(1), token).await.is_none());
+        assert!(b.connect(peer(3), token).await.is_none(), "a peer without a socket");
+        drop(a);
+        assert!(b.connect(peer(1), token).await.is_none(), "a peer that left");
+    }
+
+    #[tokio::test]
+    async fn who_goes_away_before_it_is_let_in_leaves_nothing_behind() {
+        let runtime = tempfile::tempdir().unwrap();
+        let a = open(&runtime, 1);
+        let mut expected = a.expect();
+        // As if the other side had gone between the token and the answer.
+        drop(a.awaited.all().remove(&expected.token()));
+        assert!(expected.arrived().now_or_never().is_none());
+        assert!(expected.arrived().now_or_never().is_none());
+        drop(expected);
+        assert!(a.awaited.all().is_empty());
+    }
+
+    #[test]
+    fn names_of_sockets_are_short_and_differ() {
+        assert_eq!(name(peer(1)).len(), 18);
+        assert_ne!(name(peer(1)), name(peer(2)));
+    }
+}
