@@ -95,6 +95,8 @@ struct State {
 #[derive(Debug, Default)]
 struct Plan {
     generation: Option<u64>,
+    /// Knows at a glance whether there are other routes since.
+    seen: Option<watch::Receiver<Arc<Routes>>>,
     group_by: GroupBy,
     listening: Listening,
     route: Arc<Route>,
@@ -116,7 +118,7 @@ enum Way {
 }
 
 /// Who gets one message. On the stack for as many as there mostly are.
-type Receivers = SmallVec<[(NodeId, Way); FEW]>;
+type Receivers<'a> = SmallVec<[(NodeId, &'a Way); FEW]>;
 
 impl PubSub {
     /// `max_unsettled`: bytes per peer that wait to be acknowledged.
@@ -357,20 +359,20 @@ impl PubSub {
                 Target::All | Target::Node(_) => {
                     let wanted = |id: &NodeId| !matches!(target, Target::Node(node) if node != id);
                     let members = group.members.iter().zip(ways).filter(|(member, _)| wanted(&member.id));
-                    several.extend(members.map(|(member, way)| (member.id, way.clone())));
+                    several.extend(members.map(|(member, way)| (member.id, way)));
                     continue;
                 }
             }
-            let first = if group.members.len() == 1 {
-                0
-            } else {
-                let turns = turns.get_or_insert_with(|| outlet.turns(plan));
-                turns.pick(&outlet.policy, group, |at| ways[at].load(), options.key.as_deref(), rng)
-            };
+            if let ([member], [way]) = (&group.members[..], &ways[..]) {
+                several.push((member.id, way)); // no choice
+                continue;
+            }
+            let turns = turns.get_or_insert_with(|| outlet.turns(plan));
+            let first = turns.pick(&outlet.policy, group, |at| ways[at].load(), options.key.as_deref(), rng);
             // If the link of the chosen one just went down, the next of the group takes the message.
             let alive = (0..ways.len()).map(|step| (first + step) % ways.len()).find(|at| ways[*at].is_up());
             let at = alive.unwrap_or(first);
-            several.push((group.members[at].id, ways[at].clone()));
+            several.push((group.members[at].id, &ways[at]));
         }
         drop(turns);
         sending.report.matched = several.len();
@@ -385,7 +387,15 @@ impl PubSub {
     /// Looks the route up again if something has changed for the topic since, or it was last grouped otherwise. Most changes
     /// are about other topics, and with many publishers each of them would look all its listeners up at each.
     fn refresh(&self, origin: &Origin, plan: &mut Plan, group_by: GroupBy) {
-        let routes = origin.routes.borrow();
+        let seen = plan.seen.get_or_insert_with(|| {
+            let mut routes = origin.routes.clone();
+            routes.mark_changed();
+            routes
+        });
+        if plan.group_by == group_by && seen.has_changed().is_ok_and(|changed| !changed) {
+            return;
+        }
+        let routes = seen.borrow_and_update();
         let generation = Some(routes.generation());
         if plan.generation == generation && plan.group_by == group_by {
             return;

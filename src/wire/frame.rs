@@ -287,15 +287,17 @@ pub(crate) fn put_message(
     let more = head.delivery.map_or(0, |_| 16) + head.left.map_or(0, |_| 4);
     let length = MESSAGE_HEAD - LENGTH + more + targets.len() * 4 + inline + payload;
     out.reserve(LENGTH + length - payload);
-    out.put_u32(length as u32);
-    out.put_u8(MESSAGE);
     let flag = |on: bool, flag: u8| if on { flag } else { 0 };
     let flags = flag(head.delivery.is_some(), ACKED) | flag(head.left.is_some(), EXPIRES) | flag(head.retains, RETAINS);
-    out.put_u8(codec_to(head.codec) | flags);
-    out.put_u16(targets.len() as u16);
-    out.put_u32(head.alias);
-    out.put_u32(head.from);
-    out.put_u64(head.seq);
+    // Put together first: each piece that is put makes sure of room again.
+    let mut fixed = [0; MESSAGE_HEAD];
+    fixed[..4].copy_from_slice(&(length as u32).to_be_bytes());
+    fixed[4..6].copy_from_slice(&[MESSAGE, codec_to(head.codec) | flags]);
+    fixed[6..8].copy_from_slice(&(targets.len() as u16).to_be_bytes());
+    fixed[8..12].copy_from_slice(&head.alias.to_be_bytes());
+    fixed[12..16].copy_from_slice(&head.from.to_be_bytes());
+    fixed[16..].copy_from_slice(&head.seq.to_be_bytes());
+    out.put_slice(&fixed);
     if let Some(Delivery { id, settled }) = head.delivery {
         out.put_u64(id);
         out.put_u64(settled);

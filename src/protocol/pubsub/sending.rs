@@ -63,7 +63,7 @@ enum Via {
 
 impl Sending<'_> {
     /// Groups the receivers by peer, so that the message crosses each link once.
-    pub(super) fn give_all(&mut self, mut receivers: Receivers) {
+    pub(super) fn give_all(&mut self, mut receivers: Receivers<'_>) {
         receivers.sort_unstable_by_key(|(id, _)| *id);
         let mut rest = &receivers[..];
         while let Some((first, way)) = rest.first() {
