@@ -857,10 +857,8 @@ mod tests {
                 let (_listening, mut ours) = tokio::io::split(ours); // the answer is left alone
                 let hello = encode_block(&DataHello { protocol: PROTOCOL, epoch: 1 });
                 let sent = [&hello[..], &bytes].concat();
-                let (_, read) = tokio::join!(ours.write_all(&sent), async {
-                    let read = inlet.read(theirs, 1 << 20, &back, &mut kept, || ()).await;
-                    read
-                });
+                let (_, read) =
+                    tokio::join!(ours.write_all(&sent), inlet.read(theirs, 1 << 20, &back, &mut kept, || ()));
                 assert!(matches!(&read, Err(LinkError::Frame(bad)) if *bad == why), "{what}: {read:?}");
             }
         }

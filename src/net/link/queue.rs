@@ -266,10 +266,11 @@ impl Queue {
                 bytes += len;
                 some.push_back(segment);
                 // The payload belongs to the frame before.
-                match self.segments.pop_front_if(|next| matches!(next, Segment::Payload(_))) {
-                    Some(payload) => segment = payload,
-                    None => break,
+                if !matches!(self.segments.front(), Some(Segment::Payload(_))) {
+                    break;
                 }
+                let Some(payload) = self.segments.pop_front() else { break };
+                segment = payload;
             }
         }
         some
