@@ -13,10 +13,12 @@ pub(crate) enum Size {
 
 impl Size {
     pub(crate) fn of(bytes: usize) -> Self {
-        match bytes {
-            0..=MAX_SMALL => Self::Small,
-            ..=MAX_MEDIUM => Self::Medium,
-            _ => Self::Large,
+        if bytes <= MAX_SMALL {
+            Self::Small
+        } else if bytes <= MAX_MEDIUM {
+            Self::Medium
+        } else {
+            Self::Large
         }
     }
 }

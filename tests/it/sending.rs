@@ -38,7 +38,9 @@ async fn each_topic_keeps_its_order_however_large_its_messages_are() {
             for n in 0..40u32 {
                 let mut payload = vec![n as u8; sizes[n as usize % sizes.len()]];
                 payload[..4].copy_from_slice(&n.to_be_bytes());
-                assert_eq!(within("room", publisher.send_bytes(payload)).await.unwrap(), sent(1));
+                let patient = SendOptions { timeout: Some(PATIENCE), ..SendOptions::default() };
+                let report = publisher.publish(Codec::Bytes, payload.into(), &patient);
+                assert_eq!(within("room", report).await.unwrap(), sent(1));
             }
         });
         sending.push((messages, send));

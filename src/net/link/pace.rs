@@ -60,8 +60,8 @@ impl Pace {
     pub(super) fn hear(&mut self, came: u64, now: Instant) {
         let came = came.min(self.sent);
         let mut last = None;
-        while let Some(mark) = self.marks.pop_front_if(|mark| mark.sent <= came) {
-            last = Some(mark);
+        while self.marks.front().is_some_and(|mark| mark.sent <= came) {
+            last = self.marks.pop_front();
         }
         self.came = self.came.max(came);
         let Some(mark) = last else { return };
@@ -102,7 +102,11 @@ mod tests {
             waiting -= through;
             came += through;
             reports.push_back((ms + trip, came));
-            while let Some((_, came)) = reports.pop_front_if(|(at, _)| *at <= ms) {
+            while let Some((at, came)) = reports.pop_front() {
+                if at > ms {
+                    reports.push_front((at, came));
+                    break;
+                }
                 pace.hear(came, now + Duration::from_micros(500));
             }
         }

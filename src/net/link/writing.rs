@@ -13,8 +13,9 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::time::{Instant, timeout};
 
 use super::super::inlet::read_hello;
-use super::turns::milliseconds;
-use super::{HELLO_TIMEOUT, JOIN_UP_TO, Link, LinkError, Piece, Segment};
+use super::queue::{JOIN_UP_TO, Segment};
+use super::turns::{Piece, milliseconds};
+use super::{HELLO_TIMEOUT, Link, LinkError};
 use crate::wire::frame;
 use crate::wire::message::{DataHello, PROTOCOL, encode_block};
 
