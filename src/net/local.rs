@@ -163,7 +163,7 @@ async fn accept(listener: UnixListener, awaited: Arc<Awaited>) {
         let Ok(permit) = Arc::clone(&pending).try_acquire_owned() else { continue }; // dropped: that peer stays with TCP
         let awaited = Arc::clone(&awaited);
         tokio::spawn(async move {
-            if let Err(error) = timeout(PATIENCE, admit(stream, &awaited)).await.unwrap_or(Ok(())) {
+            if let Err(error) = timeout(LONGER, admit(stream, &awaited)).await.unwrap_or(Ok(())) {
                 debug!(%error, "a connection to the socket for links came to nothing");
             }
             drop(permit);
@@ -181,6 +181,10 @@ async fn admit(mut stream: UnixStream, awaited: &Awaited) -> io::Result<()> {
     stream.read_exact(&mut token.0).await?;
     let Some(waiting) = awaited.all().remove(&token) else { return Ok(()) }; // closed without a word
     stream.write_all(&[WELCOME]).await?;
+    // Who has given up meanwhile sends over the connection: then this stream must not be waited for.
+    if stream.read_u8().await? != COMING {
+        return Err(io::ErrorKind::InvalidData.into());
+    }
     drop(waiting.send(stream)); // whose session is over wants none
     Ok(())
 }
@@ -195,6 +199,7 @@ async fn present(path: &Path, token: LocalToken) -> io::Result<UnixStream> {
     if stream.read_u8().await? != WELCOME {
         return Err(io::ErrorKind::InvalidData.into());
     }
+    stream.write_all(&[COMING]).await?;
     Ok(stream)
 }
 
@@ -225,10 +230,14 @@ const EXTENSION: &str = "s";
 const NAME: usize = 10;
 /// What is answered to a token that holds.
 const WELCOME: u8 = 1;
+/// What who was let in says, and then speaks over this stream.
+const COMING: u8 = 2;
 /// Connections without a token yet. Each is a peer of this user that is about to show one.
 const PENDING: usize = 64;
 /// Time for a token to be shown and accepted. On one host that takes a fraction of a millisecond.
 const PATIENCE: Duration = Duration::from_millis(500);
+/// Time for who comes to be let in. Longer than its own patience: once it has said that it is coming, it does.
+const LONGER: Duration = Duration::from_secs(4);
 const AFTER_ERROR: Duration = Duration::from_millis(100);
 const TRIES: usize = 10;
 /// Files looked at when sweeping: as many as there may be peers.
@@ -280,12 +289,17 @@ mod tests {
         let runtime = tempfile::tempdir().unwrap();
         let a = open(&runtime, 1);
         let mut expected = a.expect();
-        // As if the other side had gone between the token and the answer.
-        drop(a.awaited.all().remove(&expected.token()));
-        assert!(expected.arrived().now_or_never().is_none());
-        assert!(expected.arrived().now_or_never().is_none());
-        drop(expected);
-        assert!(a.awaited.all().is_empty());
+        let mut there = UnixStream::connect(&a.path).await.unwrap();
+        there.write_all(&expected.token().0).await.unwrap();
+        assert_eq!(there.read_u8().await.unwrap(), WELCOME);
+        drop(there);
+        while !a.awaited.all().is_empty() {
+            tokio::task::yield_now().await;
+        }
+        for _ in 0..100 {
+            assert!(expected.arrived().now_or_never().is_none(), "and one may ask again");
+            tokio::task::yield_now().await;
+        }
     }
 
     #[test]
