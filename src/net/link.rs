@@ -43,6 +43,8 @@ struct Shared {
     stalled: AtomicBool,
     /// All that was queued is written and flushed.
     idle: AtomicBool,
+    /// As the queue says, for who asks often and needs no more.
+    closed: AtomicBool,
     queue: Mutex<Queue>,
     /// The stream, once it is open, and what is being written to it.
     writing: Mutex<Option<Writing>>,
@@ -136,7 +138,7 @@ impl Link {
     pub(crate) fn new(epoch: u64, limits: LinkLimits, max_message: usize) -> Self {
         let queue = Mutex::new(Queue::new(max_message));
         let (filled, drained) = (Notify::new(), Notify::new());
-        let (stalled, idle) = (AtomicBool::new(false), AtomicBool::new(true));
+        let (stalled, idle, closed) = (AtomicBool::new(false), AtomicBool::new(true), AtomicBool::new(false));
         let began = Instant::now();
         let (writing, last_wake, rested) = (Mutex::new(None), AtomicU64::new(0), AtomicBool::new(false));
         Self(Arc::new(Shared {
@@ -145,6 +147,7 @@ impl Link {
             max_message,
             stalled,
             idle,
+            closed,
             queue,
             writing,
             began,
@@ -383,13 +386,14 @@ impl Link {
     }
 
     pub(crate) fn is_closed(&self) -> bool {
-        self.queue().closed
+        self.0.closed.load(Ordering::Acquire)
     }
 
     /// Takes nothing more; whoever waits for room learns of it.
     pub(crate) fn close(&self) -> Remains {
         let mut queue = self.queue();
         queue.closed = true;
+        self.0.closed.store(true, Ordering::Release);
         queue.segments.clear();
         if !queue.turns.is_empty() {
             queue.untaken = queue.turns.close();

@@ -315,19 +315,21 @@ impl Calls {
         let service = caller.service.clone();
         let (node, from) = (provider.id.index, caller.from);
         let call = Call { call, node, from, codec, service, payload: payload.clone() };
-        loop {
-            let mut changed = pin!(link.changed());
-            changed.as_mut().enable();
-            match provider.pending.push(&call, link) {
-                Ok(end) => {
-                    provider.load.fetch_add(1, Ordering::Relaxed);
-                    let (pending, load) = (Arc::clone(&provider.pending), Arc::clone(&provider.load));
-                    return Ok((end, Flight { pending, link: link.clone(), call: call.call, load, _permit: permit }));
+        let end = match provider.pending.push(&call, link) {
+            // Only who has to wait gets in line for room: the line is one for all, and has a lock.
+            Err(Refused::Full) => loop {
+                let mut changed = pin!(link.changed());
+                changed.as_mut().enable();
+                match provider.pending.push(&call, link) {
+                    Err(Refused::Full) => changed.await,
+                    done => break done?,
                 }
-                Err(Refused::Full) => changed.await,
-                Err(refused) => return Err(refused),
-            }
-        }
+            },
+            done => done?,
+        };
+        provider.load.fetch_add(1, Ordering::Relaxed);
+        let (pending, load) = (Arc::clone(&provider.pending), Arc::clone(&provider.load));
+        Ok((end, Flight { pending, link: link.clone(), call: call.call, load, _permit: permit }))
     }
 
     /// Who is to answer, of those not tried yet.

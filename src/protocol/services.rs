@@ -4,7 +4,7 @@ use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::panic::AssertUnwindSafe;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
@@ -77,6 +77,8 @@ pub(crate) struct Server {
     handler: Handler,
     options: ServeOptions,
     state: Mutex<State>,
+    /// How many calls in a row were done in no time.
+    quick: AtomicU32,
     /// Told when nothing runs and nothing waits.
     idle: Notify,
 }
@@ -217,7 +219,15 @@ impl Server {
             latency: Histogram::new_with_bounds(1, LONGEST_US, 1)
                 .unwrap_or_else(|error| unreachable!("the bounds are in order: {error}")),
         };
-        Self { node, service, handler, options, state: Mutex::new(state), idle: Notify::new() }
+        Self {
+            node,
+            service,
+            handler,
+            options,
+            state: Mutex::new(state),
+            quick: AtomicU32::new(0),
+            idle: Notify::new(),
+        }
     }
 
     /// What it has done so far.
@@ -279,13 +289,24 @@ impl Server {
     /// Runs a call. One that has waited runs only if it was not taken back meanwhile.
     fn start(self: &Arc<Self>, incoming: Incoming, waited: bool) -> bool {
         let (works, call) = (Arc::clone(&incoming.works), incoming.call.call);
+        let turn = Turn { server: Arc::clone(self), held: Arc::default() };
+        let held = Arc::clone(&turn.held);
+        if !waited && self.quick.load(Ordering::Relaxed) >= QUICK_CALLS {
+            // Done before a task would have begun, as a rule. Otherwise it goes on in one.
+            let mut begun = Box::pin(run(turn, incoming));
+            if begun.as_mut().now_or_never().is_none() {
+                self.quick.store(0, Ordering::Relaxed);
+                let mut noted = works.lock();
+                let task = tokio::spawn(begun);
+                noted.calls.insert(call, Work::Runs(task.abort_handle(), Arc::clone(self)));
+            }
+            return true;
+        }
         // Held until it is noted: the task may be done before.
         let mut noted = works.lock();
         if waited && !noted.calls.contains_key(&call) {
             return false;
         }
-        let turn = Turn { server: Arc::clone(self), held: Arc::default() };
-        let held = Arc::clone(&turn.held);
         let task = tokio::spawn(run(turn, incoming));
         held.store(true, Ordering::Release);
         noted.calls.insert(call, Work::Runs(task.abort_handle(), Arc::clone(self)));
@@ -316,6 +337,15 @@ impl Server {
         }
         state.running -= 1;
         self.tell_if_idle(&state);
+    }
+
+    /// A handler was done in that time.
+    fn took(&self, time: Duration) {
+        let quick = self.quick.load(Ordering::Relaxed);
+        let next = if time < QUICK { (quick + 1).min(QUICK_CALLS) } else { 0 };
+        if next != quick {
+            self.quick.store(next, Ordering::Relaxed); // one count more or less does not matter
+        }
     }
 
     fn tell_if_idle(&self, state: &State) {
@@ -362,8 +392,10 @@ async fn run(turn: Turn, incoming: Incoming) {
     let Incoming { call, peer, link, works, arrived } = incoming;
     let Call { call, from, codec, service, payload, .. } = call;
     let request = Request { from: NodeId { peer, index: from }, service, codec, payload };
+    let began = now();
     let handled = AssertUnwindSafe(async { (server.handler)(request).await }).catch_unwind().await;
     let result = handled.unwrap_or_else(|panic| Err(Failure::panicked(&*panic)));
+    server.took(began.elapsed());
     let busy = result.as_ref().is_err_and(|failure| failure.kind == Failure::BUSY);
     {
         let mut state = server.state();
@@ -512,6 +544,10 @@ fn now() -> Instant {
     Instant::now()
 }
 
+/// A handler that is done in this time, so many times in a row, is run by what reads the link: a task of its own costs about as
+/// much. What takes longer runs beside the reading, and beside other calls.
+const QUICK: Duration = Duration::from_micros(20);
+const QUICK_CALLS: u32 = 64;
 /// Bytes of answers that wait for room on one link, each counted with what it takes besides: beyond, its calls are turned away.
 const MAX_UNSENT: usize = 64 << 20;
 const UNSENT_EACH: usize = 1 << 10;

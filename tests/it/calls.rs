@@ -456,3 +456,50 @@ async fn a_caller_that_does_not_read_keeps_nobody_from_a_service() {
     }
     assert_eq!(server.call::<_, Vec<u8>>("large", &3).await.unwrap(), [7; 3]);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_service_that_was_quick_and_then_takes_long_runs_calls_beside_each_other_as_before() {
+    let cluster = Cluster::new();
+    let [caller, provider] = cluster.start_all(["caller", "provider"]).await;
+    let (release, released) = tokio::sync::watch::channel(false);
+    let handler = move |request: meshd::Request| {
+        let mut released = released.clone();
+        async move {
+            if request.payload == "wait" {
+                let _ = released.wait_for(|released| *released).await;
+            }
+            assert_ne!(request.payload, "panic");
+            Ok((request.codec, request.payload))
+        }
+    };
+    let _serving = provider.serve_requests("echo", ServeOptions::default(), handler).await.unwrap();
+    let echo = caller.service("echo").unwrap();
+    assert_eq!(echo.wait_for_providers(1, PATIENCE).await.len(), 1);
+    let call = async |payload: &'static str| within("an answer", echo.call_bytes(Codec::Bytes, payload)).await;
+    for _ in 0..3 {
+        for _ in 0..200 {
+            assert_eq!(call("quick").await.unwrap().payload, "quick");
+        }
+        assert!(matches!(call("panic").await, Err(CallError::Remote(failure)) if failure.failure.kind == "panicked"));
+        for _ in 0..200 {
+            call("quick").await.unwrap();
+        }
+        let waiting: Vec<_> = (0..10)
+            .map(|_| {
+                let echo = echo.clone();
+                tokio::spawn(async move { echo.call_bytes(Codec::Bytes, "wait").await })
+            })
+            .collect();
+        // Ten wait, and others are answered meanwhile.
+        until("all ten run", async || provider.services(PATIENCE).await[0].stats.as_ref().unwrap().running == 10).await;
+        call("quick").await.unwrap();
+        // One that is given up is stopped.
+        waiting[0].abort();
+        until("nine run", async || provider.services(PATIENCE).await[0].stats.as_ref().unwrap().running == 9).await;
+        release.send_replace(true);
+        for waited in waiting.into_iter().skip(1) {
+            assert_eq!(within("it goes on", waited).await.unwrap().unwrap().payload, "wait");
+        }
+        release.send_replace(false);
+    }
+}
