@@ -1,0 +1,91 @@
+"""execnet: a gateway of its own process over a pipe, and one channel. Both halves start from here.
+
+    execnet_part.py SETUP
+"""
+
+import json
+import sys
+import threading
+import time
+
+
+def answer(channel):
+    """Runs in the other process: echoes, or counts what comes and tells it at the end."""
+    import time as clock
+
+    if channel.receive():
+        for item in channel:
+            channel.send(item)
+        return
+    received = counted = 0
+    began = None
+    while True:
+        item = channel.receive()
+        received += 1
+        counted += 1
+        kind = item[0]
+        if kind == 2:
+            channel.send((received, counted / (clock.monotonic() - began)))
+            return
+        if kind == 1 or began is None:
+            began, counted = clock.monotonic(), 0
+
+
+def say(line):
+    print(json.dumps(line), flush=True)
+
+
+def quantiles(taken):
+    taken.sort()
+    return {"p50": taken[len(taken) // 2] * 1e6, "p99": taken[len(taken) * 99 // 100] * 1e6}
+
+
+def measure(setup):
+    import execnet
+
+    sizes = {"flood1k": 1 << 10, "flood64k": 64 << 10, "flood1m": 1 << 20}
+    size = sizes.get(setup["work"], 64)
+    data, start, end = (bytes([kind]) + bytes(size - 1) for kind in (0, 1, 2))
+    warm, whole = setup["warm"], setup["warm"] + setup["seconds"]
+    channel = execnet.makegateway("popen").remote_exec(answer)
+    trip = setup["work"] == "trip"
+    channel.send(trip)
+    began = time.monotonic()
+    if trip:
+        taken = []
+        while (at := time.monotonic()) - began < whole:
+            channel.send(data)
+            channel.receive()
+            if at - began > warm:
+                taken.append(time.monotonic() - at)
+        say({"trip": quantiles(taken)})
+    else:
+        sent, started = 0, False
+        while (elapsed := time.monotonic() - began) < whole:
+            mark = not started and elapsed > warm
+            started = started or mark
+            channel.send(start if mark else data)
+            sent += 1
+        channel.send(end)
+        say({"sent": sent})
+        received, per_second = channel.receive(timeout=20)
+        say({"counted": {"received": received, "per_second": per_second}})
+    say("done")
+
+
+def main():
+    # Ends with whoever started it.
+    done = threading.Event()
+    threading.Thread(target=lambda: (sys.stdin.buffer.read(), done.set()), daemon=True).start()
+
+    def run():
+        try:
+            measure(json.loads(sys.argv[1]))
+        except BaseException as error:
+            say({"skip": f"{type(error).__name__}: {error}"})
+
+    threading.Thread(target=run, daemon=True).start()
+    done.wait()
+
+
+main()

@@ -1,0 +1,196 @@
+//! One half of a measurement, in a process of its own. It says what it has to say in lines of JSON, and ends when its standard
+//! input does.
+
+use std::future::Future;
+use std::io::Write;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::{Stream, StreamExt};
+use serde::{Deserialize, Serialize};
+
+use crate::Outcome;
+use crate::systems;
+use crate::work::{Counted, IN_FLIGHT, Kind, Pace, Payloads, Setup, Tally, Trips, now};
+
+/// What a half says.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Line {
+    /// The other half may start, and finds this one there.
+    Ready(String),
+    /// What carries the messages, where that is for the system to choose.
+    Link(String),
+    /// What a sender sent, its last message not counted.
+    Sent(u64),
+    /// What one listener received, its last message counted.
+    Counted(Counted),
+    /// Microseconds: half, and 99 of 100, took no longer.
+    Trip {
+        p50: f64,
+        p99: f64,
+    },
+    Call {
+        p50: f64,
+        p99: f64,
+    },
+    Calls {
+        per_second: f64,
+    },
+    Start {
+        p50: f64,
+    },
+    /// There is nothing more to say.
+    Done,
+    Skip(String),
+}
+
+/// `part first|second SETUP`: the first half receives or answers, and is started first.
+pub fn main(words: &[String]) -> Outcome<()> {
+    let [half, setup] = words else { return Err("part first|second SETUP".into()) };
+    let setup: Setup = serde_json::from_str(setup)?;
+    let first = half == "first";
+    std::thread::spawn(|| {
+        let _ = std::io::copy(&mut std::io::stdin(), &mut std::io::sink());
+        std::process::exit(0);
+    });
+    let runtime = tokio::runtime::Runtime::new()?;
+    runtime.block_on(async move { tokio::spawn(systems::part(setup, first)).await? })
+}
+
+pub fn say(line: &Line) {
+    let text = serde_json::to_string(line).expect("plain data");
+    let mut out = std::io::stdout().lock();
+    let _ = writeln!(out, "{text}").and_then(|()| out.flush());
+}
+
+/// Waits to be ended.
+pub async fn rest() -> Outcome<()> {
+    std::future::pending().await
+}
+
+/// What is done again and again: a message is sent, or sent and answered.
+pub trait Exchange: Send {
+    fn once(&mut self, payload: Bytes) -> impl Future<Output = Outcome<()>> + Send;
+}
+
+/// Sends a flood with what sends one message.
+pub async fn flood(setup: &Setup, mut sender: impl Exchange) -> Outcome<()> {
+    let payloads = Payloads::new(setup.work.size());
+    let mut pace = Pace::new(setup);
+    while let Some(kind) = pace.next() {
+        sender.once(payloads.of(kind).clone()).await?;
+    }
+    say(&Line::Sent(pace.sent));
+    loop {
+        sender.once(payloads.of(Kind::End).clone()).await?;
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
+/// The same on a thread, for what blocks.
+pub fn flood_blocking(setup: &Setup, mut send: impl FnMut(&Bytes) -> Outcome<()>) -> Outcome<()> {
+    let payloads = Payloads::new(setup.work.size());
+    let mut pace = Pace::new(setup);
+    while let Some(kind) = pace.next() {
+        send(payloads.of(kind))?;
+    }
+    say(&Line::Sent(pace.sent));
+    loop {
+        send(payloads.of(Kind::End))?;
+        std::thread::sleep(Duration::from_millis(100));
+    }
+}
+
+/// Receives a flood, of which it gets the first bytes.
+pub async fn receive(mut flood: impl Stream<Item = u8> + Unpin) -> Outcome<()> {
+    let mut tally = Tally::default();
+    while let Some(byte) = flood.next().await {
+        if let Some(counted) = tally.take(byte) {
+            say(&Line::Counted(counted));
+            return Ok(());
+        }
+    }
+    Err("the other half ended".into())
+}
+
+/// A listener that is told of each message by a callback.
+pub fn receiver() -> impl FnMut(u8) + Send + 'static {
+    let mut tally = Some(Tally::default());
+    move |first_byte| {
+        if let Some(counted) = tally.as_mut().and_then(|tally| tally.take(first_byte)) {
+            say(&Line::Counted(counted));
+            tally = None;
+        }
+    }
+}
+
+/// A message there and back, again and again.
+pub async fn trips(setup: &Setup, mut trip: impl Exchange) -> Outcome<()> {
+    let (p50, p99) = repeated(setup, &mut trip).await?;
+    say(&Line::Trip { p50, p99 });
+    say(&Line::Done);
+    rest().await
+}
+
+pub fn trips_blocking(setup: &Setup, mut trip: impl FnMut(&Bytes) -> Outcome<()>) -> Outcome<()> {
+    let payload = Payloads::new(setup.work.size()).of(Kind::Data).clone();
+    let mut trips = Trips::new(setup);
+    loop {
+        let began = now();
+        trip(&payload)?;
+        if !trips.note(began) {
+            break;
+        }
+    }
+    let (p50, p99) = trips.quantiles();
+    say(&Line::Trip { p50, p99 });
+    say(&Line::Done);
+    Ok(())
+}
+
+async fn repeated(setup: &Setup, trip: &mut impl Exchange) -> Outcome<(f64, f64)> {
+    let payload = Payloads::new(setup.work.size()).of(Kind::Data).clone();
+    let mut trips = Trips::new(setup);
+    loop {
+        let began = now();
+        trip.once(payload.clone()).await?;
+        if !trips.note(began) {
+            return Ok(trips.quantiles());
+        }
+    }
+}
+
+/// Calls: one at a time, then by `IN_FLIGHT` tasks, each one at a time. Half of the time for each.
+pub async fn calls(setup: &Setup, call: impl Exchange + Clone + 'static) -> Outcome<()> {
+    let half = Setup { seconds: setup.seconds / 2.0, ..setup.clone() };
+    let (p50, p99) = repeated(&half, &mut call.clone()).await?;
+    say(&Line::Call { p50, p99 });
+    let began = now();
+    let (warm, whole) = (Duration::from_secs_f64(half.warm), Duration::from_secs_f64(half.warm + half.seconds));
+    let payload = Payloads::new(setup.work.size()).of(Kind::Data).clone();
+    let done = Arc::new(AtomicU64::new(0));
+    let callers = (0..IN_FLIGHT).map(|_| {
+        let (mut call, payload, done) = (call.clone(), payload.clone(), Arc::clone(&done));
+        tokio::spawn(async move {
+            loop {
+                call.once(payload.clone()).await?;
+                let elapsed = began.elapsed();
+                if elapsed > whole {
+                    return Outcome::Ok(());
+                }
+                if elapsed > warm {
+                    done.fetch_add(1, Ordering::Relaxed);
+                }
+            }
+        })
+    });
+    for caller in callers.collect::<Vec<_>>() {
+        caller.await??;
+    }
+    say(&Line::Calls { per_second: done.load(Ordering::Relaxed) as f64 / half.seconds });
+    say(&Line::Done);
+    rest().await
+}
