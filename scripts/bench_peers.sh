@@ -41,7 +41,8 @@ if ! command -v c++ >/dev/null; then
 fi
 
 say "build"
-CARGO_TARGET_DIR=$target cargo build --quiet --locked --release --manifest-path "$here/Cargo.toml"
+CARGO_TARGET_DIR=$target cargo build --quiet --locked --release --manifest-path "$here/Cargo.toml" ||
+    fail "it does not build" "if its lock file is older than Cargo.toml: cargo update --workspace --manifest-path scripts/bench_peers/Cargo.toml"
 
 say "nats-server, execnet, rosy"
 venv=$target/venv
@@ -68,5 +69,5 @@ say "measure (state: $target/state)"
 # What it starts ends when it does: each process watches its standard input.
 "$target/release/bench_peers" run --state "$target/state" "${args[@]}" &
 run=$!
-trap 'kill "$run" 2>/dev/null; wait "$run"; exit 130' INT TERM HUP
+trap 'kill "$run" 2>/dev/null; wait "$run"; "$target/release/bench_peers" clean; exit 130' INT TERM HUP
 wait "$run"

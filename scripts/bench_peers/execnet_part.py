@@ -8,6 +8,9 @@ import sys
 import threading
 import time
 
+# Between warm-up and what counts, in seconds.
+PAUSE = 0.4
+
 
 def answer(channel):
     """Runs in the other process: echoes, or counts what comes and tells it at the end."""
@@ -17,18 +20,18 @@ def answer(channel):
         for item in channel:
             channel.send(item)
         return
-    received = counted = 0
-    began = None
+    received, began = 0, None
     while True:
-        item = channel.receive()
-        received += 1
-        counted += 1
-        kind = item[0]
+        kind = channel.receive()[0]
+        if kind == 1:
+            received, began = 0, None
+            continue
+        if began is None:
+            began = clock.monotonic()
         if kind == 2:
-            channel.send((received, counted / (clock.monotonic() - began)))
+            channel.send((received, received / (clock.monotonic() - began)))
             return
-        if kind == 1 or began is None:
-            began, counted = clock.monotonic(), 0
+        received += 1
 
 
 def say(line):
@@ -60,11 +63,13 @@ def measure(setup):
                 taken.append(time.monotonic() - at)
         say({"trip": quantiles(taken)})
     else:
-        sent, started = 0, False
-        while (elapsed := time.monotonic() - began) < whole:
-            mark = not started and elapsed > warm
-            started = started or mark
-            channel.send(start if mark else data)
+        while time.monotonic() - began < warm:
+            channel.send(data)
+        channel.send(start)
+        time.sleep(PAUSE)
+        sent, began = 0, time.monotonic()
+        while time.monotonic() - began < setup["seconds"]:
+            channel.send(data)
             sent += 1
         channel.send(end)
         say({"sent": sent})

@@ -8,6 +8,7 @@ the messages is untouched.
 
 import asyncio
 import json
+import os
 import pickle
 import sys
 import time
@@ -20,6 +21,8 @@ from rosy.specs import MeshTopologySpec
 
 SETUP = json.loads(sys.argv[2])
 FOLDER = Path(SETUP["folder"]) / "nodes"
+# Between warm-up and what counts, in seconds.
+PAUSE = 0.4
 
 
 class FolderDiscovery(NodeDiscovery):
@@ -60,21 +63,21 @@ def say(line):
 
 async def first():
     node = await node_named("receiver")
-    received = counted = 0
-    began = None
+    received, began, last, told = 0, None, 0.0, False
 
     async def take(_topic, data):
-        nonlocal received, counted, began
-        received += 1
-        counted += 1
+        nonlocal received, began, last, told
         kind = data[0]
-        if kind == 2:
-            if counted > 0:
-                per_second = counted / (time.monotonic() - began) if began else 0.0
-                say({"counted": {"received": received, "per_second": per_second}})
-                counted = -sys.maxsize
-        elif kind == 1 or began is None:
-            began, counted = time.monotonic(), 0
+        if kind == 1:
+            received, began = 0, None
+        elif kind == 0:
+            last = time.monotonic()
+            began = began or last
+            received += 1
+        elif not told:
+            told = True
+            per_second = received / (last - began) if began and last > began else 0.0
+            say({"counted": {"received": received, "per_second": per_second}})
 
     async def pong(_topic, data):
         await node.send("pong", data)
@@ -114,11 +117,16 @@ async def second():
         say("done")
         return
     flood = node.get_topic("flood")
-    sent, started, began = 0, False, time.monotonic()
-    while (elapsed := time.monotonic() - began) < whole:
-        mark = not started and elapsed > warm
-        started = started or mark
-        await flood.send(start if mark else data)
+    began = time.monotonic()
+    while time.monotonic() - began < warm:
+        await flood.send(data)
+        await asyncio.sleep(0)
+    await asyncio.sleep(PAUSE)
+    await flood.send(start)
+    await asyncio.sleep(0.1)
+    sent, began = 0, time.monotonic()
+    while time.monotonic() - began < SETUP["seconds"]:
+        await flood.send(data)
         sent += 1
         await asyncio.sleep(0)
     say({"sent": sent})
@@ -143,6 +151,7 @@ async def main():
     except Exception as error:
         say({"skip": f"{type(error).__name__}: {error}"})
     await ended
+    os._exit(0)  # there is nothing to tidy up
 
 
 asyncio.run(main())

@@ -89,6 +89,7 @@ fn bars(results: &Results, figure: &Figure) -> Vec<Bar> {
 
 fn panel(text: &mut String, figure: &Figure, bars: &[Bar], left: f64, top: f64) {
     let (unit, scale) = match figure.unit {
+        Unit::PerSecond if figure.key == "calls" => ("thousand calls/s", 1e3),
         Unit::PerSecond if bars.iter().any(|bar| bar.value >= 1e6) => ("million messages/s", 1e6),
         Unit::PerSecond => ("thousand messages/s", 1e3),
         Unit::BytesPerSecond => ("GB/s", 1e9),

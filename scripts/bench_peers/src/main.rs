@@ -21,7 +21,8 @@ type Outcome<T> = Result<T, Box<dyn Error + Send + Sync>>;
 const USAGE: &str =
     "usage: bench_peers run --state FOLDER [--docs FOLDER] [--rounds N] [--quick] [--only WORD[,WORD]..]
                        [--nats-server FILE] [--python FILE] [--helpers FOLDER]
-       bench_peers report --state FOLDER --docs FOLDER";
+       bench_peers report --state FOLDER [--docs FOLDER]
+       bench_peers clean";
 
 fn main() -> ExitCode {
     let words: Vec<String> = std::env::args().skip(1).collect();
@@ -31,6 +32,10 @@ fn main() -> ExitCode {
             .and_then(|options| report::write(&options.state, options.docs.as_deref().unwrap_or(&options.state))),
         Some("part") => part::main(&words[1..]),
         Some("guard") => guard(&words[1..]),
+        Some("clean") => {
+            systems::zenoh::clean();
+            Ok(())
+        }
         _ => Err(USAGE.into()),
     };
     match done {

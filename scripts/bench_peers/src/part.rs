@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::Outcome;
 use crate::systems;
-use crate::work::{Counted, IN_FLIGHT, Kind, Pace, Payloads, Setup, Tally, Trips, now};
+use crate::work::{Counted, IN_FLIGHT, Kind, PAUSE, Pace, Payloads, Setup, Tally, Trips, now};
 
 /// What a half says.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -23,9 +23,9 @@ pub enum Line {
     Ready(String),
     /// What carries the messages, where that is for the system to choose.
     Link(String),
-    /// What a sender sent, its last message not counted.
+    /// What a sender sent after its warm-up, its last message not counted.
     Sent(u64),
-    /// What one listener received, its last message counted.
+    /// What one listener received of it.
     Counted(Counted),
     /// Microseconds: half, and 99 of 100, took no longer.
     Trip {
@@ -79,9 +79,15 @@ pub trait Exchange: Send {
 /// Sends a flood with what sends one message.
 pub async fn flood(setup: &Setup, mut sender: impl Exchange) -> Outcome<()> {
     let payloads = Payloads::new(setup.work.size());
-    let mut pace = Pace::new(setup);
-    while let Some(kind) = pace.next() {
-        sender.once(payloads.of(kind).clone()).await?;
+    let mut warming = Pace::new(setup.work, setup.warm);
+    while warming.goes_on() {
+        sender.once(payloads.of(Kind::Data).clone()).await?;
+    }
+    sender.once(payloads.of(Kind::Start).clone()).await?;
+    tokio::time::sleep(PAUSE).await;
+    let mut pace = Pace::new(setup.work, setup.seconds);
+    while pace.goes_on() {
+        sender.once(payloads.of(Kind::Data).clone()).await?;
     }
     say(&Line::Sent(pace.sent));
     loop {
@@ -93,9 +99,15 @@ pub async fn flood(setup: &Setup, mut sender: impl Exchange) -> Outcome<()> {
 /// The same on a thread, for what blocks.
 pub fn flood_blocking(setup: &Setup, mut send: impl FnMut(&Bytes) -> Outcome<()>) -> Outcome<()> {
     let payloads = Payloads::new(setup.work.size());
-    let mut pace = Pace::new(setup);
-    while let Some(kind) = pace.next() {
-        send(payloads.of(kind))?;
+    let mut warming = Pace::new(setup.work, setup.warm);
+    while warming.goes_on() {
+        send(payloads.of(Kind::Data))?;
+    }
+    send(payloads.of(Kind::Start))?;
+    std::thread::sleep(PAUSE);
+    let mut pace = Pace::new(setup.work, setup.seconds);
+    while pace.goes_on() {
+        send(payloads.of(Kind::Data))?;
     }
     say(&Line::Sent(pace.sent));
     loop {

@@ -153,30 +153,35 @@ fn capital(text: &str) -> String {
 
 /// Each place where something that carries messages was faster.
 fn better(results: &Results) -> String {
-    let mut text = String::new();
+    let mut text = String::from("| | than meshd on one host | than meshd by encrypted TCP |\n|---|---|---|\n");
     for figure in FIGURES {
-        for meshd in ["meshd-local", "meshd-tcp"] {
-            let Some(own) = results.figure(figure, meshd) else { continue };
-            let ahead = rows(results).filter(|system| matches!(system.class, Class::Plain | Class::Encrypted));
-            let mut ahead: Vec<(f64, String)> = ahead
-                .filter_map(|system| {
-                    let other = results.figure(figure, system.word)?;
-                    let times = figure.unit.better(other.median, own.median);
-                    (times > 1.0).then(|| (times, format!("{} {times:.2} times", system.name)))
-                })
-                .collect();
-            ahead.sort_by(|one, other| other.0.total_cmp(&one.0));
-            let ahead: Vec<String> = ahead.into_iter().map(|(_, words)| words).collect();
-            if !ahead.is_empty() {
-                let own_name = SYSTEMS
-                    .iter()
-                    .find(|system| system.word == meshd)
-                    .map_or(meshd.into(), |system| name(results, system));
-                let _ = writeln!(text, "- {}, {own_name}: {}.", capital(figure.title), ahead.join("; "));
-            }
+        let cells = ["meshd-local", "meshd-tcp"].map(|meshd| match results.figure(figure, meshd) {
+            Some(own) => faster(results, figure, own.median),
+            None => "not measured".into(),
+        });
+        if cells.iter().any(|cell| !cell.is_empty()) {
+            let _ = writeln!(
+                text,
+                "| {} | {} |",
+                figure.title,
+                cells.map(|cell| if cell.is_empty() { "nothing".into() } else { cell }).join(" | ")
+            );
         }
     }
-    if text.is_empty() { "Nothing in this run.\n".into() } else { text }
+    text
+}
+
+fn faster(results: &Results, figure: &Figure, own: f64) -> String {
+    let systems = SYSTEMS.iter().filter(|system| matches!(system.class, Class::Plain | Class::Encrypted));
+    let mut ahead: Vec<(f64, &str)> = systems
+        .filter_map(|system| {
+            let times = figure.unit.better(results.figure(figure, system.word)?.median, own);
+            (times > 1.0).then_some((times, system.name))
+        })
+        .collect();
+    ahead.sort_by(|one, other| other.0.total_cmp(&one.0));
+    let ahead: Vec<String> = ahead.into_iter().map(|(times, name)| format!("{name}: {times:.2} times")).collect();
+    ahead.join("; ")
 }
 
 /// What was aimed at: a figure of meshd, and what it is held against.

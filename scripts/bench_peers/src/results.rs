@@ -167,6 +167,7 @@ impl Unit {
             Self::BytesPerSecond => format!("{:.0} MB/s", value / 1e6),
             Self::Microseconds if value >= 1e4 => format!("{:.0} ms", value / 1e3),
             Self::Microseconds if value >= 1e3 => format!("{:.1} ms", value / 1e3),
+            Self::Microseconds if value < 100.0 => format!("{value:.1} us"),
             Self::Microseconds => format!("{value:.0} us"),
         }
     }

@@ -138,7 +138,7 @@ struct Half {
 impl<'a> Run<'a> {
     fn new(options: &'a Options) -> Outcome<Self> {
         let python = options.python.clone().map(|program| Python { program, helpers: options.helpers.clone() });
-        let (warm, seconds) = if options.quick { (0.15, 0.4) } else { (0.3, 1.2) };
+        let (warm, seconds) = if options.quick { (0.1, 0.4) } else { (0.2, 1.0) };
         let mut facts = Facts { rounds: options.rounds, seconds, ..machine() };
         let nats = options.nats_server.as_deref().and_then(|program| output(program, &["--version"]));
         let nats =
@@ -256,7 +256,7 @@ impl<'a> Run<'a> {
                 Line::Sent(count) => sent = Some(count),
                 Line::Counted(count) => {
                     counted += 1;
-                    cell.received += count.received - 1;
+                    cell.received += count.received;
                     per_second += count.per_second;
                 }
                 Line::Done => done = half == processes,
@@ -271,6 +271,9 @@ impl<'a> Run<'a> {
         // The sender first: it has nobody to send to from then on.
         while halves.pop().is_some() {}
         drop(server);
+        if system.word == "zenoh-shm" {
+            systems::zenoh::clean();
+        }
         Ok(())
     }
 

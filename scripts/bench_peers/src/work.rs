@@ -108,56 +108,46 @@ impl Payloads {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     Data = DATA as isize,
-    /// From here on it counts.
+    /// What came before does not count. A pause follows, so that nothing of it is under way any more.
     Start = START as isize,
     /// The last; sent again until this process is ended, should it get lost.
     End = END as isize,
 }
 
-/// When a sender sends what. Reads the clock so seldom that it does not show.
+/// The pause between warm-up and what counts.
+pub const PAUSE: Duration = Duration::from_millis(400);
+
+/// How long a sender sends. Reads the clock so seldom that it does not show.
 pub struct Pace {
     began: Instant,
-    warm: Duration,
     whole: Duration,
     stride: u64,
-    started: bool,
     pub sent: u64,
 }
 
 impl Pace {
-    pub fn new(setup: &Setup) -> Self {
-        let stride = if setup.work.size() > 1 << 10 { 1 } else { 64 };
-        let warm = Duration::from_secs_f64(setup.warm);
-        let whole = warm + Duration::from_secs_f64(setup.seconds);
-        Self { began: now(), warm, whole, stride, started: false, sent: 0 }
+    pub fn new(work: Work, seconds: f64) -> Self {
+        let stride = if work.size() > 1 << 10 { 1 } else { 64 };
+        Self { began: now(), whole: Duration::from_secs_f64(seconds), stride, sent: 0 }
     }
 
-    /// What to send next, until time is up.
+    /// Whether to send one more.
     #[inline]
-    pub fn next(&mut self) -> Option<Kind> {
-        if self.sent.is_multiple_of(self.stride) {
-            let elapsed = self.began.elapsed();
-            if elapsed > self.whole {
-                return None;
-            }
-            if !self.started && elapsed > self.warm {
-                self.started = true;
-                self.sent += 1;
-                return Some(Kind::Start);
-            }
+    pub fn goes_on(&mut self) -> bool {
+        if self.sent.is_multiple_of(self.stride) && self.began.elapsed() > self.whole {
+            return false;
         }
         self.sent += 1;
-        Some(Kind::Data)
+        true
     }
 }
 
 /// What one listener received.
 #[derive(Default)]
 pub struct Tally {
-    /// From the first message.
+    /// Since the start of what counts.
     received: u64,
-    /// From the mark on.
-    counted: u64,
+    /// When the first of them came.
     began: Option<Instant>,
 }
 
@@ -168,22 +158,20 @@ pub struct Counted {
 }
 
 impl Tally {
-    /// Takes a message. At the last one: what it all was.
+    /// Takes a message. At the last one: what it all was, from the first to the last.
     #[inline]
     pub fn take(&mut self, first_byte: u8) -> Option<Counted> {
-        self.received += 1;
-        self.counted += 1;
-        if first_byte == DATA && self.began.is_some() {
+        if first_byte == START {
+            *self = Self::default();
             return None;
         }
+        let began = *self.began.get_or_insert_with(now);
         if first_byte == END {
-            let seconds = self.began.map_or(0.0, |began| began.elapsed().as_secs_f64());
-            let per_second = if seconds > 0.0 { self.counted as f64 / seconds } else { 0.0 };
+            let seconds = began.elapsed().as_secs_f64();
+            let per_second = if seconds > 0.0 { self.received as f64 / seconds } else { 0.0 };
             return Some(Counted { received: self.received, per_second });
         }
-        if first_byte == START || self.began.is_none() {
-            (self.began, self.counted) = (Some(now()), 0);
-        }
+        self.received += 1;
         None
     }
 }

@@ -49,12 +49,7 @@ pub const SYSTEMS: &[System] = &[
         class: Class::Plain,
         works: &[Flood64, Flood1K, Flood64K, Flood1M, Trip, Calls],
     },
-    System {
-        word: "zenoh-shm",
-        name: "Zenoh, TCP and shared memory",
-        class: Class::Plain,
-        works: &[Flood64K, Flood1M],
-    },
+    System { word: "zenoh-shm", name: "Zenoh, shared memory", class: Class::Plain, works: &[Flood64K, Flood1M] },
     System { word: "nats-tcp", name: "NATS, plaintext", class: Class::Plain, works: &Work::ALL },
     System { word: "nats-tls", name: "NATS, TLS", class: Class::Encrypted, works: &Work::ALL },
     System {

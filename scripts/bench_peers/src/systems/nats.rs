@@ -12,6 +12,9 @@ use crate::Outcome;
 use crate::part::{self, Exchange, Line, receive, rest, say};
 use crate::work::{STARTS, Setup, Work, now, quantiles};
 
+/// Bytes that a client takes before its sender has to wait.
+const QUEUE: usize = 64 << 20;
+
 /// Writes what the server reads.
 pub fn configure(folder: &Path, port: u16, tls: bool) -> Outcome<std::path::PathBuf> {
     let mut text = format!("listen: \"127.0.0.1:{port}\"\nmax_pending: 512MB\nwrite_deadline: \"30s\"\n");
@@ -25,7 +28,9 @@ pub fn configure(folder: &Path, port: u16, tls: bool) -> Outcome<std::path::Path
 }
 
 async fn client(setup: &Setup) -> Outcome<Client> {
-    let options = ConnectOptions::new().subscription_capacity(1 << 20);
+    // Its default of 2048 messages would be 2 GiB of the largest, which are not on their way yet.
+    let capacity = (QUEUE / setup.work.size()).min(2048);
+    let options = ConnectOptions::new().subscription_capacity(1 << 20).client_capacity(capacity);
     Ok(match setup.system.as_str() {
         "nats-tls" => {
             let options = options.require_tls(true).add_root_certificates(setup.folder.join("ca.pem"));

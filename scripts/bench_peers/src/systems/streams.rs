@@ -30,7 +30,8 @@ pub async fn first(setup: Setup) -> Outcome<()> {
     let mut message = vec![0; setup.work.size()];
     if setup.work == Work::Trip {
         loop {
-            let size = stream.read_u32().await? as usize;
+            let Ok(size) = stream.read_u32().await else { return rest().await };
+            let size = size as usize;
             stream.read_exact(&mut message[..size]).await?;
             stream.write_all(&[&(size as u32).to_be_bytes(), &message[..]].concat()).await?;
             stream.flush().await?;

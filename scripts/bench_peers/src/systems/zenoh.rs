@@ -22,6 +22,11 @@ use crate::work::{PATIENCE, STARTS, Setup, Work, now, quantiles};
 /// Room for messages that are on their way in shared memory.
 const SHARED: usize = 128 << 20;
 
+/// Removes what processes that were ended left in shared memory.
+pub fn clean() {
+    zenoh::shm::cleanup_orphaned_shm_segments();
+}
+
 fn config(setup: &Setup, listen: &[String], connect: &[String]) -> Outcome<Config> {
     let mut config = Config::default();
     let file = |name: &str| serde_json::to_string(&setup.folder.join(name)).expect("a path");
