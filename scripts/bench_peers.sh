@@ -66,8 +66,24 @@ fi
 [ -z "$docs" ] || args+=(--docs "$docs")
 
 say "measure (state: $target/state)"
+TMPDIR=$(mktemp -d "${TMPDIR:-/tmp}/bench-peers-XXXXXX")
+export TMPDIR
+run=
+tidy() {
+    trap '' INT TERM HUP
+    if [ -n "$run" ]; then
+        { kill "$run" && wait "$run"; } 2>/dev/null || true
+        sleep 0.5 # for its halves to see that
+    fi
+    "$target/release/bench_peers" clean || true
+    rm -rf "$TMPDIR"
+}
+trap tidy EXIT
+trap 'exit 130' INT TERM HUP
 # What it starts ends when it does: each process watches its standard input.
 "$target/release/bench_peers" run --state "$target/state" "${args[@]}" &
 run=$!
-trap 'kill "$run" 2>/dev/null; wait "$run"; "$target/release/bench_peers" clean; exit 130' INT TERM HUP
-wait "$run"
+done=0
+wait "$run" || done=$?
+run=
+exit "$done"

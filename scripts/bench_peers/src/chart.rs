@@ -8,7 +8,7 @@ use crate::systems::{Class, SYSTEMS, System};
 
 const WIDTH: f64 = 1000.0;
 const PANEL: f64 = 490.0;
-const LABELS: f64 = 190.0;
+const LABELS: f64 = 206.0;
 /// Room behind the longest bar for its figure.
 const FIGURE_ROOM: f64 = 75.0;
 const ROW: f64 = 19.0;

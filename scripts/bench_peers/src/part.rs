@@ -36,8 +36,11 @@ pub enum Line {
         p50: f64,
         p99: f64,
     },
+    /// How many were answered in a second, how many were made, and how many of them failed.
     Calls {
         per_second: f64,
+        made: u64,
+        failed: u64,
     },
     Start {
         p50: f64,
@@ -147,20 +150,23 @@ pub async fn trips(setup: &Setup, mut trip: impl Exchange) -> Outcome<()> {
     rest().await
 }
 
-pub fn trips_blocking(setup: &Setup, mut trip: impl FnMut(&Bytes) -> Outcome<()>) -> Outcome<()> {
+pub fn trips_blocking(setup: &Setup, trip: impl FnMut(&Bytes) -> Outcome<()>) -> Outcome<()> {
+    let (p50, p99) = repeated_blocking(setup, trip)?;
+    say(&Line::Trip { p50, p99 });
+    say(&Line::Done);
+    Ok(())
+}
+
+pub fn repeated_blocking(setup: &Setup, mut trip: impl FnMut(&Bytes) -> Outcome<()>) -> Outcome<(f64, f64)> {
     let payload = Payloads::new(setup.work.size()).of(Kind::Data).clone();
     let mut trips = Trips::new(setup);
     loop {
         let began = now();
         trip(&payload)?;
         if !trips.note(began) {
-            break;
+            return Ok(trips.quantiles());
         }
     }
-    let (p50, p99) = trips.quantiles();
-    say(&Line::Trip { p50, p99 });
-    say(&Line::Done);
-    Ok(())
 }
 
 async fn repeated(setup: &Setup, trip: &mut impl Exchange) -> Outcome<(f64, f64)> {
@@ -183,18 +189,19 @@ pub async fn calls(setup: &Setup, call: impl Exchange + Clone + 'static) -> Outc
     let began = now();
     let (warm, whole) = (Duration::from_secs_f64(half.warm), Duration::from_secs_f64(half.warm + half.seconds));
     let payload = Payloads::new(setup.work.size()).of(Kind::Data).clone();
-    let done = Arc::new(AtomicU64::new(0));
+    let (done, failed) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
     let callers = (0..IN_FLIGHT).map(|_| {
-        let (mut call, payload, done) = (call.clone(), payload.clone(), Arc::clone(&done));
+        let (mut call, payload) = (call.clone(), payload.clone());
+        let (done, failed) = (Arc::clone(&done), Arc::clone(&failed));
         tokio::spawn(async move {
             loop {
-                call.once(payload.clone()).await?;
+                let answered = call.once(payload.clone()).await.is_ok();
                 let elapsed = began.elapsed();
                 if elapsed > whole {
                     return Outcome::Ok(());
                 }
                 if elapsed > warm {
-                    done.fetch_add(1, Ordering::Relaxed);
+                    (if answered { &done } else { &failed }).fetch_add(1, Ordering::Relaxed);
                 }
             }
         })
@@ -202,7 +209,8 @@ pub async fn calls(setup: &Setup, call: impl Exchange + Clone + 'static) -> Outc
     for caller in callers.collect::<Vec<_>>() {
         caller.await??;
     }
-    say(&Line::Calls { per_second: done.load(Ordering::Relaxed) as f64 / half.seconds });
+    let (done, failed) = (done.load(Ordering::Relaxed), failed.load(Ordering::Relaxed));
+    say(&Line::Calls { per_second: done as f64 / half.seconds, made: done + failed, failed });
     say(&Line::Done);
     rest().await
 }

@@ -250,8 +250,13 @@ impl<'a> Run<'a> {
                     note("call_p50", p50);
                     note("call_p99", p99);
                 }
-                Line::Calls { per_second } => drop(note("calls", per_second)),
-                Line::Start { p50 } => drop(note("start_p50", p50)),
+                Line::Calls { per_second, made, failed } => {
+                    note("calls", per_second);
+                    (cell.sent, cell.received) = (made, made - failed);
+                }
+                Line::Start { p50 } => {
+                    note("start_p50", p50);
+                }
                 Line::Link(kind) => cell.link = Some(kind),
                 Line::Sent(count) => sent = Some(count),
                 Line::Counted(count) => {

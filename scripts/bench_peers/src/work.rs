@@ -11,8 +11,11 @@ use serde::{Deserialize, Serialize};
 pub enum Work {
     /// One sender, one receiver, as fast as it goes.
     Flood64,
+    #[serde(rename = "flood1k")]
     Flood1K,
+    #[serde(rename = "flood64k")]
     Flood64K,
+    #[serde(rename = "flood1m")]
     Flood1M,
     /// A message there and one back, one at a time.
     Trip,

@@ -56,14 +56,19 @@ fn ask(setup: &Setup, context: &Context) -> Outcome<()> {
     }
 }
 
-/// One at a time is the round trip already; here one thread keeps `IN_FLIGHT` of them under way.
+/// One at a time, then one thread keeps `IN_FLIGHT` of them under way. Half of the time for each.
 fn calls(setup: &Setup, socket: &Socket) -> Outcome<()> {
-    let payload = Payloads::new(setup.work.size()).of(Kind::Data).clone();
+    let half = Setup { seconds: setup.seconds / 2.0, ..setup.clone() };
     let mut message = Message::new();
+    let (p50, p99) = part::repeated_blocking(&half, |payload| {
+        socket.send(&payload[..], 0)?;
+        Ok(socket.recv(&mut message, 0)?)
+    })?;
+    say(&Line::Call { p50, p99 });
+    let payload = Payloads::new(setup.work.size()).of(Kind::Data).clone();
     for _ in 0..IN_FLIGHT {
         socket.send(&payload[..], 0)?;
     }
-    let half = Setup { seconds: setup.seconds / 2.0, ..setup.clone() };
     let (mut trips, mut done) = (Trips::new(&half), 0_u64);
     let (began, warm) = (now(), std::time::Duration::from_secs_f64(half.warm));
     loop {
@@ -75,7 +80,7 @@ fn calls(setup: &Setup, socket: &Socket) -> Outcome<()> {
             break;
         }
     }
-    say(&Line::Calls { per_second: done as f64 / half.seconds });
+    say(&Line::Calls { per_second: done as f64 / half.seconds, made: done, failed: 0 });
     say(&Line::Done);
     Ok(())
 }
