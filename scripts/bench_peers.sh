@@ -81,7 +81,7 @@ tidy() {
 trap tidy EXIT
 trap 'exit 130' INT TERM HUP
 # What it starts ends when it does: each process watches its standard input.
-"$target/release/bench_peers" run --state "$target/state" "${args[@]}" &
+"$target/release/bench_peers" run --state "$target/state" ${args[@]+"${args[@]}"} &
 run=$!
 done=0
 wait "$run" || done=$?

@@ -8,6 +8,7 @@ the messages is untouched.
 
 import asyncio
 import json
+import logging
 import os
 import pickle
 import sys
@@ -143,6 +144,7 @@ async def node_named(name):
 
 
 async def main():
+    logging.disable()  # it warns of every message that it drops; they are counted
     # Ends with whoever started it.
     ended = asyncio.get_running_loop().run_in_executor(None, sys.stdin.buffer.read)
     half = asyncio.create_task(first() if sys.argv[1] == "first" else second())

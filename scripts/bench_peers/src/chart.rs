@@ -76,7 +76,8 @@ struct Bar {
 fn bars(results: &Results, figure: &Figure) -> Vec<Bar> {
     let bar = |system: &System| {
         let spread = results.figure(figure, system.word)?;
-        let name = name(results, system).replace(" (TCP, Noise, yamux)", "").replace(", plaintext", "");
+        let name =
+            name(results, Some(figure.work), system).replace(" (TCP, Noise, yamux)", "").replace(", plaintext", "");
         Some(Bar { name, class: system.class, value: spread.median, lossy: spread.lost > 0 })
     };
     let mut bars: Vec<Bar> = SYSTEMS.iter().filter_map(bar).collect();

@@ -182,9 +182,9 @@ async fn repeated(setup: &Setup, trip: &mut impl Exchange) -> Outcome<(f64, f64)
 }
 
 /// Calls: one at a time, then by `IN_FLIGHT` tasks, each one at a time. Half of the time for each.
-pub async fn calls(setup: &Setup, call: impl Exchange + Clone + 'static) -> Outcome<()> {
+pub async fn calls(setup: &Setup, mut single: impl Exchange, call: impl Exchange + Clone + 'static) -> Outcome<()> {
     let half = Setup { seconds: setup.seconds / 2.0, ..setup.clone() };
-    let (p50, p99) = repeated(&half, &mut call.clone()).await?;
+    let (p50, p99) = repeated(&half, &mut single).await?;
     say(&Line::Call { p50, p99 });
     let began = now();
     let (warm, whole) = (Duration::from_secs_f64(half.warm), Duration::from_secs_f64(half.warm + half.seconds));
@@ -210,6 +210,9 @@ pub async fn calls(setup: &Setup, call: impl Exchange + Clone + 'static) -> Outc
         caller.await??;
     }
     let (done, failed) = (done.load(Ordering::Relaxed), failed.load(Ordering::Relaxed));
+    if done == 0 {
+        return Err("no call of those in flight was answered in time".into());
+    }
     say(&Line::Calls { per_second: done as f64 / half.seconds, made: done + failed, failed });
     say(&Line::Done);
     rest().await

@@ -64,8 +64,8 @@ pub fn write(state: &Path, docs: &Path) -> Outcome<()> {
 }
 
 /// What a row is called: meshd's by the link that it had.
-pub fn name(results: &Results, system: &System) -> String {
-    match (system.word, results.link(system.word).as_deref()) {
+pub fn name(results: &Results, work: Option<Work>, system: &System) -> String {
+    match (system.word, results.link(work, system.word).as_deref()) {
         ("meshd-local", Some("unix")) => "meshd, one host (Unix link)".into(),
         ("meshd-local", Some(link)) => format!("meshd, one host ({link} link)"),
         ("meshd-tcp", Some(link)) if link != "tcp" => format!("meshd, by address ({link} link)"),
@@ -88,7 +88,7 @@ fn overview(results: &Results) -> String {
             let spread = results.figure(figure, system.word);
             spread.map_or_else(String::new, |spread| figure.unit.show(spread.median) + lossy(spread.lost))
         });
-        let name = emphasized(system, &name(results, system));
+        let name = emphasized(system, &name(results, None, system));
         let _ = writeln!(text, "| {name} | {} |", cells.join(" | "));
     }
     text
@@ -126,7 +126,7 @@ fn tables(results: &Results) -> String {
             let _ = writeln!(
                 lines,
                 "| {} | {} | {} .. {} | {} | {} | {lost} |",
-                emphasized(system, &name(results, system)),
+                emphasized(system, &name(results, Some(figure.work), system)),
                 show(spread.median),
                 show(spread.least),
                 show(spread.most),

@@ -129,10 +129,12 @@ impl Results {
         })
     }
 
-    /// What carried the messages of a system, as it said itself.
-    pub fn link(&self, system: &str) -> Option<String> {
-        let mut kinds: Vec<&str> =
-            self.cells.iter().filter(|cell| cell.system == system).filter_map(|cell| cell.link.as_deref()).collect();
+    /// What carried the messages of a system, as it said itself: at one work, or at all but `Start`, which may end before a
+    /// link is what it will be.
+    pub fn link(&self, work: Option<Work>, system: &str) -> Option<String> {
+        let asked = |cell: &&Cell| work.map_or(cell.work != Work::Start, |work| cell.work == work);
+        let cells = self.cells.iter().filter(|cell| cell.system == system).filter(asked);
+        let mut kinds: Vec<&str> = cells.filter_map(|cell| cell.link.as_deref()).collect();
         kinds.sort_unstable();
         kinds.dedup();
         (!kinds.is_empty()).then(|| kinds.join(" and "))

@@ -83,7 +83,7 @@ pub async fn second(setup: Setup) -> Outcome<()> {
             client.flush().await?;
             part::trips(&setup, Trip { client, pong }).await
         }
-        Work::Calls => part::calls(&setup, Call(client)).await,
+        Work::Calls => part::calls(&setup, Call(client.clone()), Call(client)).await,
         _ => part::flood(&setup, Flood(client)).await,
     }
 }

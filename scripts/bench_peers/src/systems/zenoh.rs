@@ -22,6 +22,9 @@ use crate::work::{PATIENCE, STARTS, Setup, Work, now, quantiles};
 /// Room for messages that are on their way in shared memory.
 const SHARED: usize = 128 << 20;
 
+/// What is called one at a time, with `express`, and what is called many at a time, with batching.
+const SERVICES: [(&str, bool); 2] = [("bench/echo", true), ("bench/echoes", false)];
+
 /// Removes what processes that were ended left in shared memory.
 pub fn clean() {
     zenoh::shm::cleanup_orphaned_shm_segments();
@@ -56,14 +59,17 @@ pub async fn first(setup: Setup) -> Outcome<()> {
         session.declare_publisher("bench/pong").congestion_control(CongestionControl::Block).express(true).await?;
     let answer = move |sample: zenoh::sample::Sample| drop(pong.put(sample.payload().clone()).wait());
     session.declare_subscriber("bench/ping").callback(answer).background().await?;
-    let reply = |query: zenoh::query::Query| {
-        let payload = query.payload().cloned().unwrap_or_default();
-        let key = query.key_expr().clone();
-        if let Err(error) = query.reply(key, payload).express(true).wait() {
-            eprintln!("bench_peers: zenoh: a reply was not sent: {error}");
-        }
-    };
-    session.declare_queryable("bench/echo").callback(reply).background().await?;
+    for (key, express) in SERVICES {
+        let queryable = session.declare_queryable(key).await?;
+        tokio::spawn(async move {
+            while let Ok(query) = queryable.recv_async().await {
+                let payload = query.payload().cloned().unwrap_or_default();
+                if let Err(error) = query.reply(key, payload).express(express).await {
+                    eprintln!("bench_peers: zenoh: a reply was not sent: {error}");
+                }
+            }
+        });
+    }
     for _ in 0..setup.work.listeners().1 {
         let tally = Mutex::new(receiver());
         let take = move |sample: zenoh::sample::Sample| {
@@ -85,20 +91,25 @@ pub async fn second(setup: Setup) -> Outcome<()> {
     match setup.work {
         Work::Trip => spawn_blocking(move || trips(&session, &setup)).await??,
         Work::Calls => {
-            let querier = session.declare_querier("bench/echo").consolidation(ConsolidationMode::None);
-            let querier = querier.congestion_control(CongestionControl::Block).express(true).timeout(PATIENCE).await?;
-            let began = now();
-            while !querier.matching_status().await?.matching() {
-                if began.elapsed() > PATIENCE {
-                    return Err("nobody answers".into());
-                }
-                tokio::time::sleep(Duration::from_millis(2)).await;
-            }
-            part::calls(&setup, Call(Arc::new(querier))).await?;
+            let [single, many] = SERVICES.map(|service| caller(&session, service));
+            part::calls(&setup, single.await?, many.await?).await?;
         }
         _ => spawn_blocking(move || flood(&session, &setup)).await??,
     }
     rest().await
+}
+
+async fn caller(session: &Session, (key, express): (&'static str, bool)) -> Outcome<Call> {
+    let querier = session.declare_querier(key).consolidation(ConsolidationMode::None).timeout(PATIENCE);
+    let querier = querier.congestion_control(CongestionControl::Block).express(express).await?;
+    let began = now();
+    while !querier.matching_status().await?.matching() {
+        if began.elapsed() > PATIENCE {
+            return Err("nobody answers".into());
+        }
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    Ok(Call(Arc::new(querier)))
 }
 
 #[derive(Clone)]
@@ -151,14 +162,14 @@ fn flood(session: &Session, setup: &Setup) -> Outcome<()> {
                     ZBytes::from(payload.clone())
                 }
             };
-            Ok(publisher.put(bytes).wait()?)
+            publisher.put(bytes).wait()
         });
     }
     let provider = ShmProviderBuilder::default_backend(SHARED).wait()?;
     part::flood_blocking(setup, |payload| {
         let mut buffer = provider.alloc(payload.len()).with_policy::<BlockOn<GarbageCollect>>().wait()?;
         buffer.copy_from_slice(payload);
-        Ok(publisher.put(buffer).wait()?)
+        publisher.put(buffer).wait()
     })
 }
 
