@@ -60,7 +60,13 @@ pub fn main(words: &[String]) -> Outcome<()> {
         std::process::exit(0);
     });
     let runtime = tokio::runtime::Runtime::new()?;
-    runtime.block_on(async move { tokio::spawn(systems::part(setup, first)).await? })
+    runtime.block_on(async move {
+        if let Err(error) = tokio::spawn(systems::part(setup, first)).await? {
+            say(&Line::Skip(error.to_string()));
+            rest().await?;
+        }
+        Ok(())
+    })
 }
 
 pub fn say(line: &Line) {

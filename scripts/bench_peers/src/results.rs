@@ -117,6 +117,8 @@ impl Results {
 
     pub fn figure(&self, figure: &Figure, system: &str) -> Option<Spread> {
         let cells = || self.cells.iter().filter(|cell| cell.work == figure.work && cell.system == system);
+        // The calls that are counted are those in flight.
+        let counted = || cells().filter(|_| matches!(figure.key, "per_second" | "calls"));
         let mut values: Vec<f64> = cells().filter_map(|cell| cell.figures.get(figure.key).copied()).collect();
         values.sort_by(f64::total_cmp);
         let scale = if figure.unit == Unit::BytesPerSecond { figure.work.size() as f64 } else { 1.0 };
@@ -124,8 +126,8 @@ impl Results {
             median: middle(&values)? * scale,
             least: values.first()? * scale,
             most: values.last()? * scale,
-            lost: cells().map(|cell| cell.sent.saturating_sub(cell.received)).sum(),
-            sent: cells().map(|cell| cell.sent).sum(),
+            lost: counted().map(|cell| cell.sent.saturating_sub(cell.received)).sum(),
+            sent: counted().map(|cell| cell.sent).sum(),
         })
     }
 
