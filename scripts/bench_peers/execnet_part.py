@@ -20,18 +20,17 @@ def answer(channel):
         for item in channel:
             channel.send(item)
         return
-    received, began = 0, None
+    received = 0
     while True:
         kind = channel.receive()[0]
         if kind == 1:
-            received, began = 0, None
-            continue
-        if began is None:
-            began = clock.monotonic()
-        if kind == 2:
-            channel.send((received, received / (clock.monotonic() - began)))
+            received = 0
+            channel.send("drained")
+        elif kind == 2:
+            channel.send((received, clock.monotonic()))
             return
-        received += 1
+        else:
+            received += 1
 
 
 def say(line):
@@ -66,6 +65,7 @@ def measure(setup):
         while time.monotonic() - began < warm:
             channel.send(data)
         channel.send(start)
+        channel.receive(timeout=20)  # its queue has no end: nothing may stand in it when what counts begins
         time.sleep(PAUSE)
         sent, began = 0, time.monotonic()
         while time.monotonic() - began < setup["seconds"]:
@@ -73,8 +73,9 @@ def measure(setup):
             sent += 1
         channel.send(end)
         say({"sent": sent})
-        received, per_second = channel.receive(timeout=20)
-        say({"counted": {"received": received, "per_second": per_second}})
+        # From the first send on, by the clock that both processes see: what receives may sleep while its queue fills.
+        received, ended = channel.receive(timeout=20)
+        say({"counted": {"received": received, "per_second": received / (ended - began)}})
     say("done")
 
 
