@@ -23,7 +23,12 @@ cargo clippy --version >/dev/null 2>&1 || fail "there is no clippy" "rustup comp
 command -v cc >/dev/null || command -v gcc >/dev/null || command -v clang >/dev/null ||
     fail "there is no C compiler, which linking and one dependency (ring) need" "apt-get install gcc libc6-dev, or xcode-select --install"
 
+say "bash -n scripts/*.sh"
+for script in scripts/*.sh; do
+    bash -n "$script"
+done
 run cargo fmt --check
+run cargo fmt --check --manifest-path scripts/bench_peers/Cargo.toml
 run cargo clippy --locked --all-targets -- -D warnings
 run cargo clippy --locked --benches --features internals -- -D warnings
 run cargo test --locked
