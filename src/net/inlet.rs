@@ -126,9 +126,9 @@ impl Inlet {
         // Held while frames are handed on, so that two streams of one peer never deliver at the same time.
         let Some(mut state) = self.reading(epoch) else { return Ok(false) };
         let (len, frames) = whole_blocks(received, max_frame)?;
-        if frames > 0 {
+        if let Some(average) = len.checked_div(frames) {
             let block = received.split_to(len).freeze();
-            let handed_on = state.hand_on_all(&block, len / frames, assembly, link, receiver);
+            let handed_on = state.hand_on_all(&block, average, assembly, link, receiver);
             receiver.flush();
             handed_on?;
         }

@@ -200,9 +200,83 @@ const MAX_CACHED_NODES: usize = 1024;
 
 #[cfg(test)]
 mod tests {
+    use bytes::BytesMut;
+    use proptest::prelude::*;
+
+    use super::super::pubsub::SendTimes;
     use super::*;
-    use crate::mesh::TopicFilter;
-    use crate::protocol::subscription::ListenOptions;
+    use crate::mesh::{Codec, Rules, TopicFilter};
+    use crate::net::Links;
+    use crate::protocol::subscription::{ListenOptions, Overflow};
+    use crate::wire::frame::{Frame, MessageHead};
+    use crate::wire::next_block;
+
+    const NODES: u32 = 3;
+
+    /// One message of a block: from which node, on which topic, to which node, how it is marked, and how long it is.
+    type Sent = (u32, u32, u32, u8, usize);
+
+    /// What all subscriptions hold after these messages came, read at once or one by one.
+    fn received(sent: &[Sent], options: ListenOptions, at_once: bool) -> (Vec<Vec<Message>>, (u64, u64, u64)) {
+        let links = Links::default();
+        let times = SendTimes { room: Duration::ZERO, acknowledgement: Duration::ZERO };
+        let pubsub = Arc::new(PubSub::new(String::new(), links, Rules::default(), 1 << 20, 1 << 20, times));
+        let filters = [(0, "a"), (0, "b"), (1, "a"), (1, "*"), (2, "b")];
+        let listen =
+            |(node, filter): &(u32, &str)| pubsub.inboxes().insert(*node, TopicFilter::new(filter).unwrap(), options);
+        let inboxes: Vec<Arc<Inbox>> = filters.iter().map(listen).collect();
+        let mut arrivals = Arrivals::new(Arc::clone(&pubsub), PeerId::from_bytes([1; 32]));
+        for (alias, name) in [(1, "a"), (2, "b")] {
+            arrivals.topic(alias, Topic::new(name).unwrap()).unwrap();
+        }
+        (0..NODES).for_each(|index| arrivals.node(index, NodeName::new(format!("n{index}")).unwrap()));
+        let mut block = BytesMut::new();
+        for (seq, (from, alias, node, mark, len)) in (1..).zip(sent) {
+            let (retains, left) = (*mark == 1, (*mark == 2).then_some(60_000));
+            let (codec, delivery) = (Codec::Text, None);
+            let head = MessageHead { codec, alias: *alias, from: *from, seq, delivery, left, retains };
+            let more = if *mark == 3 { 1..=2 } else { *node..=*node };
+            let targets: Vec<u32> = more.collect();
+            frame::put_message(&mut block, head, targets.into_iter(), None, *len);
+            block.extend_from_slice(&vec![seq as u8; *len]);
+        }
+        let block = block.freeze();
+        let mut rest = 0..block.len();
+        let mut taken: Vec<Vec<Message>> = vec![Vec::new(); inboxes.len()];
+        let mut take = |most: usize| {
+            for (inbox, taken) in inboxes.iter().zip(&mut taken) {
+                taken.extend(std::iter::from_fn(|| inbox.try_next().flatten()).take(most));
+            }
+        };
+        for (.., mark, _) in sent {
+            let body = next_block(&block, &mut rest).unwrap();
+            if *mark >= 10 {
+                arrivals.flush();
+                take(7);
+            }
+            if at_once && arrivals.gather(&block, body.clone()).unwrap() {
+                continue;
+            }
+            arrivals.flush();
+            let Frame::Message(message) = Frame::parse(block.slice(body)).unwrap() else { panic!("only messages") };
+            arrivals.message(message).unwrap();
+        }
+        arrivals.flush();
+        take(usize::MAX);
+        (taken, pubsub.counts())
+    }
+
+    proptest! {
+        #[test]
+        fn messages_that_are_handed_on_together_are_the_same_as_one_by_one(
+            sent in prop::collection::vec((0..NODES, 1..3u32, 0..NODES, 0..12u8, 0..40usize), 0..80),
+            (messages, bytes) in (1..60usize, 1..2000usize),
+            overflow in prop::sample::select(vec![Overflow::DropOldest, Overflow::DropNewest, Overflow::Block]),
+        ) {
+            let options = ListenOptions { messages, bytes, overflow, ..ListenOptions::default() };
+            prop_assert_eq!(received(&sent, options, true), received(&sent, options, false));
+        }
+    }
 
     #[test]
     fn nodes_that_do_not_listen_take_no_memory_and_those_that_do_are_found_again() {
