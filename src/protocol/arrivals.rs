@@ -269,11 +269,12 @@ mod tests {
     proptest! {
         #[test]
         fn messages_that_are_handed_on_together_are_the_same_as_one_by_one(
-            sent in prop::collection::vec((0..NODES, 1..3u32, 0..NODES, 0..12u8, 0..40usize), 0..80),
-            (messages, bytes) in (1..60usize, 1..2000usize),
+            runs in prop::collection::vec(((0..NODES, 1..3u32, 0..NODES, 0..12u8, 0..200usize), 1..30usize), 0..6),
+            (messages, bytes) in (1..60usize, 1..5000usize),
             overflow in prop::sample::select(vec![Overflow::DropOldest, Overflow::DropNewest, Overflow::Block]),
         ) {
             let options = ListenOptions { messages, bytes, overflow, ..ListenOptions::default() };
+            let sent: Vec<Sent> = runs.into_iter().flat_map(|(one, times)| vec![one; times]).collect();
             prop_assert_eq!(received(&sent, options, true), received(&sent, options, false));
         }
     }
