@@ -172,11 +172,12 @@ impl Inbox {
         if batch.is_mostly_other() {
             return false;
         }
-        if self.options.overflow == Overflow::Block {
-            return !self.is_flooded(state);
+        let (messages, bytes) = (state.messages.len() + batch.len(), state.messages.bytes() + batch.bytes());
+        let ListenOptions { messages: most, bytes: most_bytes, .. } = self.options;
+        match self.options.overflow {
+            Overflow::Block => messages <= most + FLOOD_MESSAGES && bytes <= 2 * most_bytes,
+            Overflow::DropOldest | Overflow::DropNewest => messages <= most && bytes <= most_bytes,
         }
-        let messages = state.messages.len() + batch.len();
-        messages <= self.options.messages && state.messages.bytes() + batch.bytes() <= self.options.bytes
     }
 
     /// Asks the sender of so many messages that were taken to pause, if the queue blocks and is full.
