@@ -267,10 +267,10 @@ mod tests {
     }
 
     proptest! {
-        #![proptest_config(ProptestConfig::with_cases(2000))]
+        #![proptest_config(ProptestConfig::with_cases(1000))]
         #[test]
         fn messages_that_are_handed_on_together_are_the_same_as_one_by_one(
-            runs in prop::collection::vec(((0..2u32, 1..3u32, 0..2u32, 0..8u8, 0..200usize), 1..30usize), 0..12),
+            runs in prop::collection::vec(((0..2u32, 1..3u32, 0..2u32, 0..8u8, 0..200usize), 1..60usize), 0..5),
             (messages, bytes) in (1..60usize, 1..5000usize),
             overflow in prop::sample::select(vec![Overflow::DropOldest, Overflow::DropNewest, Overflow::Block]),
         ) {

@@ -514,6 +514,22 @@ mod tests {
         }
     }
 
+    #[test]
+    fn what_was_dropped_before_a_batch_is_told_with_its_first_message() {
+        let inbox = inbox(4, 1000, Overflow::DropNewest);
+        for seq in 1..=6 {
+            inbox.force(message(seq, 1));
+        }
+        assert_eq!(std::iter::from_fn(|| inbox.try_next().flatten()).count(), 4);
+        let Message { topic, from, from_name, .. } = message(0, 0);
+        let mut batch = Batch::new(topic, from, from_name, Bytes::from_static(&[1, 2, 3]));
+        (0..3).for_each(|at| batch.push(7 + at as u64, Codec::Text, at, 1));
+        assert_eq!(inbox.deliver_all(batch, 0, || None), 0);
+        let taken: Vec<_> = std::iter::from_fn(|| inbox.try_next().flatten()).collect();
+        let seen: Vec<_> = taken.iter().map(|one| (one.seq, one.lagged, &one.payload[..])).collect();
+        assert_eq!(seen, [(7, 2, &[1][..]), (8, 0, &[2]), (9, 0, &[3])]);
+    }
+
     fn inbox(messages: usize, bytes: usize, overflow: Overflow) -> Inbox {
         Inbox::new(ListenOptions { messages, bytes, overflow, ..ListenOptions::default() }, Arc::default())
     }
