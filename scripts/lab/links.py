@@ -36,11 +36,11 @@ def same_host(lab, say):
 
     two.stop()
     at = f"127.0.0.1:{one.port()}"
-    for other, words, local, what in (
-        (two, ["--bootstrap", at], False, "with `--no-local` and a bootstrap address on one of them"),
-        (apart, ["--bootstrap", at], True, "with two runtime directories, as two containers have, and a bootstrap address"),
+    for other, local, what in (
+        (two, False, "with `--no-local` and a bootstrap address on one of them"),
+        (apart, True, "with two runtime directories, as in two containers, and a bootstrap address"),
     ):
-        other.run("--no-mdns", *words, local=local)
+        other.run("--no-mdns", "--bootstrap", at, local=local)
         took = linked_by(one, other, "tcp")
         # A move to a Unix socket would come right after the greeting.
         lasts(1)
@@ -134,7 +134,7 @@ class Meter:
 
 
 class Crossing:
-    """When so many bytes crossed to a host, from the first percent of them to the last, and its daemon's memory till then."""
+    """When so many bytes crossed to a host, from the first percent to the last, and its daemon's memory till then."""
 
     def __init__(self, host, size):
         self.host, self.meter, self.size = host, Meter(host.space), size
@@ -258,7 +258,7 @@ def large(lab, say):
         f"a message of {size // MIB} MiB from a file on one host to a program on another, whole",
         f"{secs(came - began)}, {secs(took)} of them on the link: {size / MIB / took:.0f} MiB/s",
     )
-    # In line behind the large one they would be seconds late. What is over 20 ms is rather the machine's: few processors.
+    # In line behind the large one, they would be late by most of the time that it takes. Busy processors make them late too.
     say.holds(
         percentile(during, 0.99) < 0.1,
         "small ones, 1000 a second: 99 of 100 are less than 100 ms late while it crosses the link",

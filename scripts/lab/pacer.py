@@ -1,8 +1,8 @@
 """Small messages at a steady pace, each a process of its own: sends them, or prints how late each comes.
 
-Arguments: `send`, the daemon's socket, the topic, messages a second; or `listen`, the socket, the topic. A message says when
-it was due to be sent, whenever it was sent: what waits to be sent is late too. The clock is the machine's, and so that of all
-hosts here.
+Arguments: `send`, the daemon's socket, the topic, messages a second; or `listen`, the socket, the topic. A message says
+when it was due to be sent, whenever it was sent: what waits to be sent is late too. The clock is the machine's, and so
+that of all hosts here.
 """
 
 import struct
