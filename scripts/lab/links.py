@@ -258,7 +258,7 @@ def large(lab, say):
         f"a message of {size // MIB} MiB from a file on one host to a program on another, whole",
         f"{secs(came - began)}, {secs(took)} of them on the link: {size / MIB / took:.0f} MiB/s",
     )
-    # In line behind the large one, they would be late by most of the time that it takes. Busy processors make them late too.
+    # In line behind the large one, they would be late by most of the time that it takes.
     say.holds(
         percentile(during, 0.99) < 0.1,
         "small ones, 1000 a second: 99 of 100 are less than 100 ms late while it crosses the link",
