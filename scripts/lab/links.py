@@ -264,10 +264,11 @@ def large(lab, say):
         "small ones, 1000 a second: 99 of 100 are less than 100 ms late while it crosses the link",
         lateness(during),
     )
-    whole, limit = late(began, came), 0.3 + 0.7 * size / (1024 * MIB)
+    # A daemon copies the block of a program in one piece: what waits for that processor is as late as that takes.
+    whole = late(began, came)
     say.holds(
-        percentile(whole, 0.99) < limit,
-        f"and less than {ms(limit)} with the programs' sockets at both ends, where daemons copy it in one piece",
+        percentile(whole, 0.75) < 0.05,
+        "and 3 of 4 less than 50 ms, with the programs' sockets at both ends",
         lateness(whole),
     )
     say.holds(lost == 0, "none of them is lost", f"{len(lines)} came", f"{lost} lost")
