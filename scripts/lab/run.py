@@ -13,6 +13,7 @@ import errors  # noqa: F401
 import failures  # noqa: F401
 import isolation  # noqa: F401
 import keys  # noqa: F401
+import links  # noqa: F401
 import topics  # noqa: F401
 from checks import CHECKS, Say, now
 from hosts import Lab
@@ -22,7 +23,7 @@ def main():
     parser = argparse.ArgumentParser(prog="scripts/lab.sh")
     parser.add_argument("--only", action="append", metavar="WORD", help="only checks with this word in their name")
     parser.add_argument("--quick", action="store_true", help="look for shorter at what must not happen")
-    parser.add_argument("--long", action="store_true", help="a minute, and not seconds, of what is done at random")
+    parser.add_argument("--long", action="store_true", help="a minute of what is done at random, 1 GiB in one message")
     parser.add_argument("--seed", type=int, metavar="N", help="of what is done at random: each check says its own")
     parser.add_argument("--list", action="store_true", help="say what would be checked")
     parser.add_argument("--bin", type=Path, required=True, help="the program")
