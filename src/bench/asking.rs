@@ -119,13 +119,14 @@ pub(super) async fn calls(node: &Node, work: Work, in_flight: usize) -> Result<(
     }
     let payload = Bytes::from(vec![7; work.size]);
     let (start, end) = span(&work);
-    let each = Work { count: work.count.div_ceil(in_flight as u64), ..work };
-    let caller = Arc::new((service, payload, each, start, end));
-    let callers = (0..in_flight).map(|_| {
-        let caller = Arc::clone(&caller);
+    let caller = Arc::new((service, payload, start, end));
+    let (each, more) = (work.count / in_flight as u64, work.count % in_flight as u64);
+    let counts = (0..in_flight as u64).map(|nth| each + u64::from(nth < more)).filter(|count| *count > 0);
+    let callers = counts.map(|count| {
+        let (caller, work) = (Arc::clone(&caller), Work { count, ..work });
         tokio::spawn(async move {
-            let (service, payload, work, start, end) = &*caller;
-            call_on(service, payload, work, *start, *end).await
+            let (service, payload, start, end) = &*caller;
+            call_on(service, payload, &work, *start, *end).await
         })
     });
     let mut latencies = Latencies::new();

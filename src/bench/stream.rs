@@ -190,7 +190,7 @@ struct One {
 }
 
 async fn take_one(mut subscription: Subscription) -> Result<One, Refusal> {
-    let mut one = One { messages: 0, bytes: 0, first: 0, last: 0, latencies: Latencies::new() };
+    let mut one = One { messages: 0, bytes: 0, first: u64::MAX, last: 0, latencies: Latencies::new() };
     let mut begun: Option<(u64, Option<Pace>)> = None;
     while let Some(message) = subscription.next().await {
         if message.codec == Codec::Json {

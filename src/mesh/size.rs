@@ -23,7 +23,7 @@ impl Size {
     }
 }
 
-/// What a small message waits for at most before its turn comes.
+/// Payloads up to this many bytes go out whole; a part of what is larger has as many.
 pub(crate) const MAX_SMALL: usize = 64 << 10;
 /// Half of what a receiver holds of medium messages that have begun, so that two always go on beside each other.
 const MAX_MEDIUM: usize = 4 << 20;

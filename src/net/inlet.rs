@@ -90,6 +90,9 @@ impl Inlet {
                         return Ok(());
                     }
                 }
+                if let Some(bytes) = assembly.report() {
+                    link.tell_came(bytes);
+                }
                 // What comes next is likely a part too, of which little more than the head is to be copied.
                 room = READ_LEAST;
             }

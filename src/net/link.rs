@@ -64,7 +64,8 @@ impl fmt::Debug for Shared {
     }
 }
 
-/// How much may wait for one peer: of small, of medium and of large frames each. When full, `send` waits: a slow peer slows its own senders only.
+/// How much may wait for one peer: of small, of medium and of large frames each. When full, `send` waits: a slow peer slows
+/// its own senders only.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct LinkLimits {
     /// Frames. More smooths longer stalls and holds more memory.
@@ -309,6 +310,8 @@ impl Link {
             queue.frames_in_turn -= withdrawn.frames;
             if let Some(number) = withdrawn.number {
                 queue.join(|out| parts::put_abandon(out, number), 0);
+                let pushed = queue.pushed;
+                queue.turns.abandoned(pushed);
             }
             drop(queue);
             self.0.filled.notify_one();
@@ -825,6 +828,209 @@ mod tests {
         read.unwrap();
         assert_eq!((kept.calls, kept.cancelled), (vec![(3, 10), (4, 1 << 20)], vec![3]));
         assert_eq!(link.queued(), 0);
+    }
+
+    #[tokio::test]
+    async fn whatever_is_sent_and_taken_back_the_rest_arrives_whole_once_and_in_its_order() {
+        use rand::{Rng, SeedableRng};
+        for seed in 0..40u64 {
+            let mut rng = rand::rngs::SmallRng::seed_from_u64(seed);
+            let max = 9 << 20;
+            let link = Link::new(1, LinkLimits { frames: 4096, bytes: 64 << 20 }, max);
+            let mut kept = Kept::default();
+            let inlet = Inlet::default();
+            let (ours, theirs) = duplex(*[1000usize, 10_000, 1 << 20].get(rng.next_u32() as usize % 3).unwrap());
+            let mut pushed: Vec<(u64, u32, usize, usize)> = Vec::new();
+            let mut live: HashSet<u64> = HashSet::new();
+            let mut all_calls: Vec<u64> = Vec::new();
+            let mut cancelled: HashSet<u64> = HashSet::new();
+            let driving = async {
+                let topics = [0, 1, 2].map(|n| Topic::new(format!("topic/{n}")).unwrap());
+                let names = [0, 1, 2, 3].map(|n| NodeName::new(format!("n{n}")).unwrap());
+                let mut nested = 0u64;
+                for step in 0..150u64 {
+                    let size = match rng.next_u32() % 8 {
+                        0 => 0,
+                        1..4 => rng.next_u32() as usize % 2000,
+                        4 => 60_000 + rng.next_u32() as usize % 10_000,
+                        5 => 100_000 + rng.next_u32() as usize % 300_000,
+                        6 => (3 << 20) + rng.next_u32() as usize % (2 << 20),
+                        _ => rng.next_u32() as usize % max,
+                    };
+                    match rng.next_u32() % 10 {
+                        0..6 => {
+                            let (t, f) = (rng.next_u32() as usize % 3, rng.next_u32() % 4);
+                            let over = rng.next_u32() % 5 == 0;
+                            let payload = Bytes::from(vec![step as u8; size]);
+                            let alias = link.alias(&topics[t]);
+                            let until =
+                                over.then(|| Instant::now() + Duration::from_millis((rng.next_u32() % 4) as u64 * 3));
+                            let ok = link.try_push(&Outgoing {
+                                topic: &topics[t],
+                                alias,
+                                from: f,
+                                from_name: &names[f as usize],
+                                seq: step,
+                                codec: Codec::Bytes,
+                                targets: &[0],
+                                payload: &payload,
+                                delivery: None,
+                                until,
+                                retains: false,
+                            });
+                            if ok.is_ok() {
+                                pushed.push((step, f, t, size));
+                            }
+                        }
+                        6..8 => {
+                            let call = Call {
+                                call: step,
+                                node: 0,
+                                from: 0,
+                                codec: Codec::Bytes,
+                                service: ServiceName::new("s").unwrap(),
+                                payload: Bytes::from(vec![0; size]),
+                            };
+                            if link
+                                .push(
+                                    Order::Call(step),
+                                    |out| frame::put_call(out, &call),
+                                    &call.payload,
+                                    Room::Limited,
+                                )
+                                .is_ok()
+                            {
+                                live.insert(step);
+                                all_calls.push(step);
+                            }
+                        }
+                        _ => {
+                            if let Some(call) = live.iter().copied().max()
+                                && rng.next_u32() % 4 != 0
+                            {
+                                live.remove(&call);
+                                cancelled.insert(call);
+                                link.cancel(call);
+                            }
+                        }
+                    }
+                    for _ in 0..rng.next_u32() % 6 {
+                        nested += 1;
+                        tokio::task::yield_now().await;
+                    }
+                }
+                let _ = nested;
+                link.flushed().await;
+                link.close();
+            };
+            let both = async { tokio::join!(link.write(async { Ok(ours) }), driving) };
+            let run = async {
+                let read = tokio::join!(inlet.read(theirs, max, &link, &mut kept, || ()), async { both.await.0 });
+                read
+            };
+            let (read, written) = tokio::time::timeout(Duration::from_secs(60), run)
+                .await
+                .unwrap_or_else(|_| panic!("seed {seed} hangs"));
+            if read.is_err() || written.is_err() {
+                panic!("seed {seed}: {read:?} {written:?}");
+            }
+            assert_eq!(kept.messages.len(), pushed.len(), "seed {seed}");
+            let mut last: std::collections::HashMap<(u32, usize), u64> = Default::default();
+            let by: std::collections::HashMap<u64, (u32, usize, usize)> =
+                pushed.iter().map(|(s, f, t, z)| (*s, (*f, *t, *z))).collect();
+            for (seq, payload) in &kept.messages {
+                let (f, t, size) = by[seq];
+                assert!(payload.is_empty() || payload.len() == size, "seed {seed}");
+                assert!(payload.iter().all(|b| *b == *seq as u8));
+                let before = last.insert((f, t), *seq);
+                assert!(before.is_none_or(|b| b < *seq), "seed {seed}: order");
+            }
+            let came: HashSet<u64> = kept.calls.iter().map(|(c, _)| *c).collect();
+            assert_eq!(came.len(), kept.calls.len());
+            for call in all_calls {
+                assert!(came.contains(&call) || cancelled.contains(&call), "seed {seed}: call lost");
+            }
+            for call in &kept.cancelled {
+                assert!(cancelled.contains(call));
+            }
+            let q = link.queue();
+            assert_eq!((q.queued.frames, q.queued.bytes, q.frames_in_turn, q.waiting), (0, 0, 0, 0), "seed {seed}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_large_message_that_is_over_comes_after_the_name_of_its_sender() {
+        let link = Link::new(1, ROOM, 16 << 20);
+        let (topic, name, payload) = (topic(), NodeName::new("sender").unwrap(), Bytes::from(vec![0; 1 << 20]));
+        let alias = link.alias(&topic);
+        let over = Outgoing {
+            topic: &topic,
+            alias,
+            from: 0,
+            from_name: &name,
+            seq: 1,
+            codec: Codec::Bytes,
+            targets: &[0],
+            payload: &payload,
+            delivery: None,
+            until: Some(Instant::now()),
+            retains: false,
+        };
+        link.try_push(&over).unwrap();
+        let (kept, read) = carry(&link, &Inlet::default(), 100_000).await;
+        read.unwrap();
+        assert_eq!(kept.messages.len(), 1);
+    }
+
+    #[tokio::test]
+    async fn nothing_begins_in_the_room_of_what_was_abandoned_before_the_receiver_knows() {
+        let link = Link::new(1, LinkLimits { frames: 4096, bytes: 64 << 20 }, 16 << 20);
+        let call = |number, size| {
+            let service = ServiceName::new("s").unwrap();
+            let payload = Bytes::from(vec![0; size]);
+            let call = Call { call: number, node: 0, from: 0, codec: Codec::Bytes, service, payload };
+            link.push(Order::Call(number), |out| frame::put_call(out, &call), &call.payload, Room::Limited).unwrap()
+        };
+        call(1, 16 << 20);
+        call(2, 16 << 20); // waits for room at the receiver
+        let (ours, theirs) = duplex(1000);
+        let (inlet, mut kept) = (Inlet::default(), Kept::default());
+        let taking_back = async {
+            while !link.was_begun() {
+                tokio::task::yield_now().await;
+            }
+            (0..500).for_each(|seq| push(&link, seq, &[0; 1000]).unwrap()); // half a megabyte waits
+            link.cancel(1);
+            link.flushed().await;
+            link.close();
+        };
+        let both = async { tokio::join!(link.write(async { Ok(ours) }), taking_back) };
+        let read = tokio::select! {
+            read = inlet.read(theirs, 16 << 20, &link, &mut kept, || ()) => read,
+            _ = both => Ok(()),
+        };
+        read.unwrap();
+    }
+
+    #[tokio::test]
+    async fn what_came_in_a_part_of_its_own_is_told_at_once() {
+        let (inlet, mut kept, back) = (Inlet::default(), Kept::default(), Link::new(1, ROOM, 1 << 20));
+        let (mut ours, theirs) = duplex(1000);
+        let hello = encode_block(&DataHello { protocol: PROTOCOL, epoch: 1 });
+        let mut out = BytesMut::new();
+        parts::put_begin(&mut out, 1, 600 << 10, 300 << 10);
+        out.resize(out.len() + (300 << 10), 0);
+        let writing = async {
+            ours.write_all(&[&hello[..], &out].concat()).await.unwrap();
+            for _ in 0..1000 {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::select! {
+            read = inlet.read(theirs, 1 << 20, &back, &mut kept, || ()) => panic!("{read:?}"),
+            () = writing => {}
+        }
+        assert_eq!(back.queued(), 1, "a came");
     }
 
     #[tokio::test]

@@ -101,6 +101,14 @@ pub(super) enum Ended {
 }
 
 impl Ended {
+    /// What a peer says against the rules is not the socket's fault.
+    fn of_local(error: LinkError) -> Self {
+        match error {
+            LinkError::Io(_) | LinkError::Cut => Self::Local(Some(error)),
+            error => Self::Data(error),
+        }
+    }
+
     pub(super) fn reason(&self) -> DownReason {
         match self {
             Self::Silent | Self::Deaf | Self::NoGreeting => DownReason::Silent,
@@ -225,7 +233,7 @@ async fn live(start: Start, up: &mut Option<Link>) -> Result<std::convert::Infal
     let (opener, writing) = (streams.opener.clone(), link.clone());
     tasks.spawn(async move {
         if let Some(stream) = short_way {
-            return writing.write_to(stream).await.map_err(|error| Ended::Local(Some(error)));
+            return writing.write_to(stream).await.map_err(Ended::of_local);
         }
         let stream = async { opener.open(Lane::Data).await.map(Stream::compat).map_err(std::io::Error::other) };
         Ok(writing.write(stream).await?)
@@ -292,7 +300,7 @@ async fn live(start: Start, up: &mut Option<Link>) -> Result<std::convert::Infal
             },
             stream = arrived(&mut expected), if receiver.is_some() => {
                 let Some(receiver) = receiver.take() else { return Err(Ended::Data(LinkError::OldEpoch)) };
-                let reading = reading.clone().read(stream, receiver, |error| Ended::Local(Some(error)));
+                let reading = reading.clone().read(stream, receiver, Ended::of_local);
                 // Who ends a session says so on the connection, and then all of it ends.
                 tasks.spawn(async { reading.await.and(Err(Ended::Local(None))) });
             }

@@ -169,7 +169,8 @@ impl Inbox {
 
     /// Whether all of them can wait together, and as they are.
     fn has_room(&self, state: &State, batch: &Batch) -> bool {
-        if batch.is_mostly_other() {
+        // Behind others it may wait long: then it keeps no buffer that may be many times its size.
+        if batch.is_mostly_other() || (batch.bytes() < WAITS_AS_IT_IS && !state.messages.is_empty()) {
             return false;
         }
         let (messages, bytes) = (state.messages.len() + batch.len(), state.messages.bytes() + batch.bytes());
@@ -484,6 +485,8 @@ impl Subscribed {
 /// What a queue that blocks takes beyond its limit: the frames that a link queues and a stream's window holds, of small
 /// messages, several times over.
 const FLOOD_MESSAGES: usize = 1 << 17;
+/// Bytes of payload that are worth keeping the buffer in which they came, and what else was read into it.
+const WAITS_AS_IT_IS: usize = 8 << 10;
 /// Messages from a paused sender after which it is asked again.
 const ASK_AGAIN: usize = 256;
 /// Senders and topics that one subscription pauses at a time.

@@ -71,6 +71,7 @@ async fn only_who_was_given_a_token_gets_in_at_the_socket() {
         assert!(matches!(within("it is cut", stranger.read_to_end(&mut answer)).await, Ok(0) | Err(_)));
         let mut silent = UnixStream::connect(&socket).await.unwrap();
         within("who says nothing is let go", silent.read_to_end(&mut answer)).await.unwrap();
+        assert!(answer.is_empty());
         // Many at once are let go as well, and keep nobody out for long.
         let crowd: Vec<UnixStream> =
             futures::future::try_join_all((0..100).map(|_| UnixStream::connect(&socket))).await.unwrap();
@@ -79,6 +80,7 @@ async fn only_who_was_given_a_token_gets_in_at_the_socket() {
     assert_eq!(kind(&a, &b).await, LinkKind::Unix);
     let late = cluster.start("late").await;
     until("it is linked", async || late.peers().await.unwrap().len() == 2).await;
+    assert_eq!((kind(&late, &a).await, kind(&b, &late).await), (LinkKind::Unix, LinkKind::Unix));
     within("they leave", futures::future::join_all([a, b, late].map(|node| async move { node.shutdown().await })))
         .await;
     assert!(!folder.exists(), "the last one takes the directory away");

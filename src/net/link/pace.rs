@@ -1,8 +1,8 @@
 //! How much of what goes out in parts may be on its way.
 //!
 //! What is below a link takes in tens of megabytes before it makes a writer wait, and a small frame waits behind all of that.
-//! So the receiver says what came, and no more is on its way than it takes in within a round trip and [`QUEUED`]. Pure: time is
-//! an argument.
+//! So the receiver says what came, and no more is on its way than it takes in within a round trip and [`QUEUED`], or
+//! [`LEAST`] if that is more: on a path below 200 MB/s, that many bytes are what a small frame waits for. Pure: time is an argument.
 
 use std::collections::VecDeque;
 use std::time::Duration;

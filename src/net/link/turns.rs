@@ -67,6 +67,8 @@ pub(super) struct Turns {
     max_frame: usize,
     next_number: u32,
     next_place: u64,
+    /// How many frames outside of lanes have to be taken before anything begins: see [`Turns::abandoned`].
+    abandoned: u64,
 }
 
 #[derive(Debug, Default)]
@@ -176,6 +178,7 @@ impl Turns {
             max_frame: parts::max_frame(max_message),
             next_number: 0,
             next_place: 0,
+            abandoned: 0,
         }
     }
 
@@ -220,7 +223,10 @@ impl Turns {
             let Some(order) = self.active.pop_front() else { break };
             let Some(lane) = self.lanes.get(&order) else { continue };
             let Some((_, parcel)) = lane.frames.front() else { continue };
-            let last = lane.begun.is_none_or(|begun| parcel.body() - begun.sent <= MAX_PART);
+            // What is over crosses as its header alone, in the turn in which it would begin.
+            let is_over = parcel.until.is_some_and(|until| milliseconds(until, now) == 0);
+            let last =
+                lane.begun.is_none_or(|begun| parcel.body() - begun.sent <= MAX_PART || (begun.sent == 0 && is_over));
             let is_known = match &parcel.from {
                 Some((index, name)) if last => match known(*index) {
                     None => {
@@ -239,6 +245,11 @@ impl Turns {
             return Turn::Piece(self.take(order, taken, now));
         }
         Turn::Nobody
+    }
+
+    /// Nothing begins before so many frames outside of lanes are taken: the last of them gives room back.
+    pub(super) fn abandoned(&mut self, pushed: u64) {
+        self.abandoned = pushed;
     }
 
     /// Takes all of a lane back.
@@ -271,12 +282,16 @@ impl Turns {
     /// Whether the receiver has room for one more of that size. Never refused if nothing of it has begun.
     fn fits(&self, size: usize, body: usize) -> bool {
         let most = if size == 0 { BEYOND } else { self.max_frame };
-        self.begun[size].frames < MAX_BEGUN / 2 && self.begun[size].bytes + body <= most
+        let begun = &self.begun[size];
+        begun.frames == 0 || (begun.frames < MAX_BEGUN / 2 && begun.bytes + body <= most)
     }
 
     /// Begins what fits, in the order in which it came: so the small among the large wait for their like alone, and the
     /// large ones do not wait for ever.
     fn begin(&mut self, taken: u64) {
+        if taken < self.abandoned {
+            return;
+        }
         for size in 0..self.to_begin.len() {
             while let Some(order) = self.to_begin[size].front() {
                 let Some((_, parcel)) = self.lanes.get(order).and_then(|lane| lane.frames.front()) else {

@@ -131,6 +131,7 @@ impl Link {
                     continue;
                 }
                 if more {
+                    debug_assert!(!turns_too, "the writer finds somebody whose turn it is");
                     return Poll::Pending; // for the writer, which is told
                 }
                 if writing.dirty {

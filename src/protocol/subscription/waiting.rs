@@ -126,7 +126,7 @@ impl Batch {
         self.bytes
     }
 
-    /// Whether it keeps much more in memory than what is to be read of it.
+    /// Whether most of the block in which it came was something else.
     pub(crate) fn is_mostly_other(&self) -> bool {
         self.bytes < self.buffer.len() / MOSTLY
     }
