@@ -69,7 +69,7 @@ impl Inlet {
         stream.flush().await?;
         let max_frame = parts::max_frame(max_message);
         let mut assembly = Assembly::new(max_frame);
-        let mut room = READ_LEAST;
+        let mut room = READ_FIRST;
         loop {
             if !self.dispatch(hello.epoch, &mut received, &mut assembly, max_frame, link, receiver)? {
                 return Ok(());
@@ -96,13 +96,20 @@ impl Inlet {
                 // What comes next is likely a part too, of which little more than the head is to be copied.
                 room = READ_LEAST;
             }
+            if is_large(&received) {
+                room = READ_LARGE;
+            }
             received.reserve(room);
             let read = stream.read_buf(&mut received).await?;
             if read == 0 {
                 return if received.is_empty() { Ok(()) } else { Err(LinkError::Cut) };
             }
             // What is read stays in memory for as long as a part of it is held: little traffic takes small buffers.
-            room = if read >= room { (room * 2).min(READ_MOST) } else { (room / 2).max(read).max(READ_LEAST) };
+            room = if read >= room {
+                (room * 2).clamp(READ_LEAST, READ_MOST)
+            } else {
+                (room / 2).max(read).max(READ_LEAST)
+            };
             heard();
         }
     }
@@ -221,6 +228,11 @@ fn now() -> std::time::Instant {
     Instant::now().into_std()
 }
 
+/// Whether the frame of which a part is there is a large one: others like it follow, as a rule.
+fn is_large(received: &[u8]) -> bool {
+    received.first_chunk().is_some_and(|prefix| u32::from_be_bytes(*prefix) as usize >= READ_MOST / 4)
+}
+
 /// The greeting on a data stream.
 pub(super) async fn read_hello<S: AsyncRead + Unpin>(
     stream: &mut S,
@@ -243,6 +255,8 @@ pub(super) async fn read_hello<S: AsyncRead + Unpin>(
 /// How many times as large as a payload the frames around it are on average for it to be copied away from them.
 const MUCH_LARGER: usize = 8;
 /// Free space offered to each read: follows what comes.
+const READ_FIRST: usize = 256; // most links are idle, and hold that
 const READ_LEAST: usize = 2 << 10;
 const READ_MOST: usize = 64 << 10;
+const READ_LARGE: usize = 256 << 10;
 const MAX_HELLO: usize = 1 << 10;

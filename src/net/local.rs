@@ -68,9 +68,9 @@ impl LocalLinks {
             }
         };
         let awaited = Arc::<Awaited>::default();
-        let swept = folder.clone();
-        drop(tokio::task::spawn_blocking(move || sweep(&swept))); // a peer that is frozen may let one wait
-        let accepting = tokio::spawn(accept(listener, Arc::clone(&awaited))).abort_handle();
+        let (swept, awaiting) = (folder.clone(), Arc::clone(&awaited));
+        let accepting = async move { tokio::join!(accept(listener, awaiting), sweep(&swept)) };
+        let accepting = tokio::spawn(accepting).abort_handle();
         Ok(Self { folder, path, awaited, accepting })
     }
 
@@ -204,12 +204,12 @@ async fn present(path: &Path, token: LocalToken) -> io::Result<UnixStream> {
 }
 
 /// Removes sockets that nobody listens on any more.
-fn sweep(folder: &Path) {
+async fn sweep(folder: &Path) {
     let Ok(entries) = fs::read_dir(folder) else { return };
     for entry in entries.take(MAX_FILES).flatten() {
         let path = entry.path();
-        let dead = std::os::unix::net::UnixStream::connect(&path)
-            .is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused);
+        let connected = timeout(PATIENCE, UnixStream::connect(&path)).await; // one that is frozen may let us wait
+        let dead = matches!(connected, Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionRefused);
         // One that is being bound has the other extension: it refuses too.
         if dead && path.extension().is_some_and(|extension| extension == EXTENSION) {
             drop(fs::remove_file(path));

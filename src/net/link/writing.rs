@@ -143,25 +143,33 @@ impl Link {
                 self.0.drained.notify_waiters();
                 return Poll::Ready(Ok(()));
             };
-            let (rest, frames) = match segment {
-                Segment::Joined { joined, frames, .. } => (&joined[writing.offset..], *frames),
-                Segment::Payload(payload) => (&payload[writing.offset..], 0),
+            let (all, frames) = match segment {
+                Segment::Joined { joined, frames, .. } => (&joined[..], *frames),
+                Segment::Payload(payload) => (&payload[..], 0),
                 Segment::Timed { .. } => {
                     self.wrote(0, writing.open_timed());
                     continue;
                 }
             };
-            if rest.is_empty() {
+            let Some(rest) = all.get(writing.offset..).filter(|rest| !rest.is_empty()) else {
+                writing.offset -= all.len();
                 writing.segments.pop_front();
-                writing.offset = 0;
                 self.wrote(frames, std::mem::take(&mut writing.untold));
                 continue;
-            }
+            };
             // Room is given back as it is made, not when all is written: on a slow path that takes seconds.
             if writing.untold >= PART {
                 self.wrote(0, std::mem::take(&mut writing.untold));
             }
-            let written = ready!(writing.stream.as_mut().poll_write(context, rest))?;
+            let stream = writing.stream.as_mut();
+            let written = match writing.segments.get(1) {
+                // A head and its payload.
+                Some(Segment::Payload(payload)) if stream.is_write_vectored() => {
+                    stream.poll_write_vectored(context, &[IoSlice::new(rest), IoSlice::new(payload)])
+                }
+                _ => stream.poll_write(context, rest),
+            };
+            let written = ready!(written)?;
             if written == 0 {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }
