@@ -250,9 +250,16 @@ fn blocking() -> ListenOptions {
     ListenOptions { overflow: Overflow::Block, ..ListenOptions::default() }
 }
 
+/// What carries the link, once there is one.
 async fn kind(of: &Node, with: &Node) -> LinkKind {
-    let peers = of.peers().await.unwrap();
-    peers.iter().find(|peer| peer.peer == with.id().peer).expect("they are linked").link
+    let mut link = None;
+    until("they are linked", async || {
+        let peers = of.peers().await.unwrap();
+        link = peers.iter().find(|peer| peer.peer == with.id().peer).map(|peer| peer.link);
+        link.is_some()
+    })
+    .await;
+    link.unwrap()
 }
 
 fn payload(n: u32) -> Bytes {
