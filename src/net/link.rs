@@ -1,7 +1,7 @@
 //! One way from this peer to another: a bounded queue, the task that writes it, and its counterpart that reads.
 //!
 //! Frames are encoded into the queue, so that what is small is joined there and written at once; larger payloads are
-//! queued as they are and written uncopied. What is larger than [`MAX_SMALL`] is written in parts that take turns with
+//! queued as they are and written uncopied. What is larger than 64 KiB is written in parts that take turns with
 //! everything else ([`turns`]). A link lives as long as one connection: a new connection is a new link with
 //! a higher epoch, and the receiver reads nothing of an older epoch once it greeted on a newer connection. So nothing
 //! comes twice and nothing out of order, across reconnects too.
