@@ -4,6 +4,8 @@ use std::fs;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
 use meshd::{Channel, Codec, Failure, LinkKind, ListenOptions, Node, Overflow, Publisher, SendOptions};
@@ -13,7 +15,9 @@ use rustix::process::{PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_op
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 
-use crate::cluster::{Cluster, address, end, listened_by, next, now, see_each_other, to_the_end, until, within};
+use crate::cluster::{
+    Cluster, PATIENCE, address, end, listened_by, next, now, see_each_other, to_the_end, until, within,
+};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn peers_of_one_host_send_over_unix_sockets_unless_told_otherwise() {
@@ -115,14 +119,17 @@ async fn a_socket_that_is_pulled_away_under_load_costs_no_order_and_no_acknowled
         listened_by(&sure, 1).await;
         let channel = within("it opens", a.open("echo")).await.unwrap();
 
+        let over = Arc::new(AtomicBool::new(false));
+        let is_over = Arc::clone(&over);
         let flooding = tokio::spawn(async move {
             let mut report = (0u64, 0u64);
-            for n in 0..20_000u32 {
-                listened_by(&flood, 1).await; // while a link is down nobody listens
+            for n in (0..u32::MAX).take_while(|_| !is_over.load(Ordering::Relaxed)) {
+                flood.wait_for_listeners(1, PATIENCE).await; // who listens may be gone again by then
                 let said = flood.publish(Codec::Bytes, payload(n), &SendOptions::default()).await.unwrap();
                 report.0 += said.sent as u64;
                 report.1 += said.dropped.len() as u64;
             }
+            listened_by(&flood, 1).await;
             end(&flood).await;
             report
         });
@@ -143,6 +150,10 @@ async fn a_socket_that_is_pulled_away_under_load_costs_no_order_and_no_acknowled
                     }
                 }
                 assert!(pull(&cluster.runtime()) >= 2, "one in each direction");
+                until("the link is lost", async || a.status().await.unwrap().counts.links_lost >= 1).await;
+                // What says that the flood is at its end must not be lost with the link.
+                until("they are linked again", async || a.peers().await.unwrap().len() == 1).await;
+                over.store(true, Ordering::Relaxed);
             }
             assert_eq!(number(&next(&mut acked).await.payload), n);
         }
@@ -192,7 +203,7 @@ async fn acknowledged(topic: Publisher) {
     let mut receipts = Vec::new();
     for n in 0..ACKED {
         loop {
-            listened_by(&topic, 1).await;
+            topic.wait_for_listeners(1, PATIENCE).await; // who listens may be gone again by then
             let mut receipt = topic.submit(Codec::Bytes, payload(n), &SendOptions::default().acked()).await.unwrap();
             match futures::FutureExt::now_or_never(&mut receipt) {
                 Some(report) if report.matched == 0 => continue, // the link went in between: nothing was sent
