@@ -117,6 +117,7 @@ async fn a_socket_that_is_pulled_away_under_load_costs_no_order_and_no_acknowled
         let (flood, sure) = (a.publisher("plain").unwrap(), a.publisher("acked").unwrap());
         listened_by(&flood, 1).await;
         listened_by(&sure, 1).await;
+        assert_eq!(a.service("echo").unwrap().wait_for_providers(1, PATIENCE).await.len(), 1);
         let channel = within("it opens", a.open("echo")).await.unwrap();
 
         let over = Arc::new(AtomicBool::new(false));
