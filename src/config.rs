@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::mesh::{BalanceRule, NodeName};
+use crate::mesh::{AllowRule, BalanceRule, NodeName};
 
 pub use home::Home;
 pub use layers::{Layers, Loaded, Setting, Source};
@@ -48,6 +48,49 @@ pub struct Config {
     /// Who gets the messages of a topic and the calls of a service, where it is not to be the default. Only what this peer
     /// sends goes by it.
     pub balance: Vec<BalanceRule>,
+    /// Directories whose files members may read or write. None: no file is ever touched for others.
+    pub share: Vec<ShareConfig>,
+    /// Which programs members may run here.
+    pub exec: ExecConfig,
+    /// Who may do what at this peer, where it is not to be the default.
+    pub allow: Vec<AllowRule>,
+}
+
+/// A directory whose files members may read or write: one `[[share]]`. Nothing outside of it is ever touched through it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ShareConfig {
+    /// By which name members address it: one part, without `/` and `:`.
+    pub name: String,
+    /// The directory. A relative one starts at the home's directory of the mesh.
+    pub path: PathBuf,
+    /// What members may do. `read` is the default.
+    #[serde(default)]
+    pub mode: ShareMode,
+}
+
+/// What members may do with the files of a share.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ShareMode {
+    /// List and get them.
+    #[default]
+    Read,
+    /// Put, replace and delete them; not read them.
+    Write,
+    /// All that.
+    Both,
+}
+
+/// Which programs members may run here. By default none.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ExecConfig {
+    /// Names of programs that are found by `PATH`, or absolute paths. A program that runs others, such as `sh` or `python3`, is
+    /// as good as all.
+    pub allow: Vec<String>,
+    /// Whatever they like, with the rights of the daemon's user.
+    pub any: bool,
 }
 
 /// Ways of finding peers. Each one more finds peers that the others miss, and costs little.
@@ -128,6 +171,9 @@ impl Default for Config {
             limits: LimitsConfig::default(),
             times: TimesConfig::default(),
             balance: Vec::new(),
+            share: Vec::new(),
+            exec: ExecConfig::default(),
+            allow: Vec::new(),
         }
     }
 }

@@ -56,25 +56,29 @@ mod bench;
 pub mod cli;
 pub mod config;
 mod daemon;
+mod exec;
+mod files;
 #[cfg(feature = "internals")]
 #[doc(hidden)]
 pub mod internals;
 mod keys;
+mod launch;
 mod mesh;
 mod net;
 mod node;
 mod protocol;
+mod recording;
 mod socket;
 mod wire;
 
 pub use keys::{BadKey, IdentityKey, KeyError, NetworkKey, Ticket, TicketError};
 pub use mesh::engine::LimitError;
 pub use mesh::{
-    BadId, BadName, Balance, BalanceRule, Candidate, Codec, Counts, DiscoveryInfo, DownReason, DropReason, Event,
-    Failure, ForeignInfo, GroupBy, Identity, Item, KeyInfo, LinkKind, MAX_MESH_NAME, MAX_NAME, MAX_NAMES_PER_NODE,
-    MAX_NODES_PER_PEER, MAX_RECORD, MeshName, Message, NodeId, NodeInfo, NodeName, PeerId, PeerInfo, Policy,
-    RemoteFailure, SendReport, ServiceInfo, ServiceName, ServiceStats, Status, Target, Topic, TopicFilter, TopicInfo,
-    What,
+    Action, AllowRule, BadId, BadName, Balance, BalanceRule, Candidate, Codec, Counts, DiscoveryInfo, DownReason,
+    DropReason, Event, Failure, ForeignInfo, GroupBy, Identity, Item, KeyInfo, LinkKind, MAX_MESH_NAME, MAX_NAME,
+    MAX_NAMES_PER_NODE, MAX_NODES_PER_PEER, MAX_RECORD, MeshName, Message, NodeId, NodeInfo, NodeName, NotAllowed,
+    PeerId, PeerInfo, Policy, RemoteFailure, SendReport, ServiceInfo, ServiceName, ServiceStats, Status, Target, Topic,
+    TopicFilter, TopicInfo, What, Who,
 };
 pub use net::{Closed, NetError, RotateRefused, RotationError};
 pub use node::{

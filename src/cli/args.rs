@@ -1,11 +1,20 @@
 //! What can be typed. Help, completions and manual pages come from here.
 
+mod exec;
+mod files;
+mod launch;
+mod recording;
+
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args as ArgGroup, Parser, Subcommand, ValueEnum, ValueHint};
 
+pub(super) use self::exec::{ExecArgs, StopArgs};
+pub(super) use self::files::{GetArgs, LsArgs, PutArgs, SyncArgs};
+pub(super) use self::launch::LaunchArgs;
+pub(super) use self::recording::{InfoArgs, PlayArgs, RecordArgs};
 use crate::bench::PEER_VERB;
 use crate::config::{LimitsConfig, bytes_text, parse_bytes};
 use crate::mesh::{Identity, MeshName, NodeName, ServiceName, Topic, TopicFilter};
@@ -104,6 +113,35 @@ pub(super) enum Command {
     /// A process that `bench` measures
     #[command(name = PEER_VERB, hide = true)]
     BenchPeer,
+    /// List what nodes share, or the files of a share
+    #[command(after_help = files::LS)]
+    Ls(LsArgs),
+    /// Get files from a node, or from all nodes of a group that have them
+    #[command(after_help = files::GET)]
+    Get(GetArgs),
+    /// Put files on one node or several
+    #[command(after_help = files::PUT)]
+    Put(PutArgs),
+    /// Make directories like another one, here or on nodes
+    #[command(after_help = files::SYNC)]
+    Sync(SyncArgs),
+    /// Run a program on other nodes
+    #[command(after_help = exec::EXEC)]
+    Exec(ExecArgs),
+    /// Start the programs of a file, and keep them running
+    #[command(after_help = launch::LAUNCH)]
+    Launch(LaunchArgs),
+    /// Write messages into a file as they arrive
+    #[command(after_help = recording::RECORD)]
+    Record(RecordArgs),
+    /// Send the messages of a file again
+    #[command(after_help = recording::PLAY)]
+    Play(PlayArgs),
+    /// Tell what is in a file of messages
+    Info(InfoArgs),
+    /// Stop the daemon here, or another peer that allows it
+    #[command(after_help = exec::STOP)]
+    Stop(StopArgs),
     /// Print the settings in force and where each came from
     #[command(after_help = CONFIG)]
     Config,

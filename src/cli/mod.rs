@@ -4,12 +4,17 @@ mod args;
 mod bench;
 mod calls;
 mod client;
+mod exec;
+mod files;
+mod halt;
 mod jobs;
 mod keys;
+mod launch;
 mod listen;
 mod manual;
 mod output;
 mod payload;
+mod recording;
 mod run;
 mod send;
 mod serve;
@@ -83,6 +88,16 @@ async fn perform(global: &Global, command: Command, out: &mut Output) -> Result<
         Command::Call(args) => calls::call(place()?, args, out).await,
         Command::Serve(args) => serve::serve(place()?, args, out).await,
         Command::Services => calls::services(place()?, out).await,
+        Command::Ls(args) => files::ls(place()?, args, out).await,
+        Command::Get(args) => files::get(place()?, args, out).await,
+        Command::Put(args) => files::put(place()?, args, out).await,
+        Command::Sync(args) => files::sync(place()?, args, out).await,
+        Command::Exec(args) => exec::exec(place()?, args, out).await,
+        Command::Launch(args) => launch::launch(place()?, args, out).await,
+        Command::Record(args) => recording::record(place()?, args, out).await,
+        Command::Play(args) => recording::play(place()?, args, out).await,
+        Command::Info(args) => recording::info(&args, out),
+        Command::Stop(args) => halt::stop(place()?, args, out).await,
         Command::Completions { shell } => manual::completions(shell, out),
         Command::Man { dir } => manual::man(dir.as_deref(), out),
     }

@@ -5,8 +5,8 @@ use std::path::Path;
 
 use toml::{Table, Value};
 
-use super::{Config, ConfigError, Home, read_optional};
-use crate::mesh::{BalanceRule, GroupBy, MeshName, NodeName, Policy, ServiceName, TopicFilter};
+use super::{Config, ConfigError, Home, ShareConfig, ShareMode, read_optional};
+use crate::mesh::{Action, AllowRule, BalanceRule, GroupBy, MeshName, NodeName, Policy, ServiceName, TopicFilter, Who};
 
 /// What was said besides the file. Kept, so that settings can be loaded again.
 #[derive(Clone, Debug, Default)]
@@ -200,7 +200,10 @@ fn sample() -> Config {
     let service =
         ServiceName::new("resize").map(|service| BalanceRule::Service { service, policy: Policy::LeastLoaded });
     let balance = [topics, service].into_iter().flatten().collect();
-    Config { name: NodeName::new("node").ok(), balance, ..Config::default() }
+    let share = vec![ShareConfig { name: "data".to_owned(), path: "data".into(), mode: ShareMode::Read }];
+    let name = Some("ops only".to_owned());
+    let allow = vec![AllowRule { name, who: vec![Who::Everyone], action: vec![Action::Get], pattern: "**".to_owned() }];
+    Config { name: NodeName::new("node").ok(), balance, share, allow, ..Config::default() }
 }
 
 fn variable(key: &str) -> String {
@@ -414,7 +417,7 @@ mod tests {
         let (_dir, home, mesh) = home("");
         let settings = Layers::default().load(&home, &mesh).unwrap().settings;
         let keys: Vec<_> = settings.iter().map(|setting| setting.key.as_str()).collect();
-        assert_eq!(keys.len(), 18, "{keys:?}");
+        assert_eq!(keys.len(), 22, "{keys:?}");
         assert!(settings.iter().all(|setting| setting.source == "default"));
     }
 }

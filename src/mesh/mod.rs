@@ -13,6 +13,7 @@ mod info;
 #[cfg(test)]
 pub(crate) mod kit;
 mod name;
+mod permissions;
 mod record;
 mod routes;
 mod rules;
@@ -35,6 +36,8 @@ pub(crate) use id::bytes32;
 pub use id::{BadId, Identity, NodeId, PeerId};
 pub use info::*;
 pub use name::{BadName, MAX_MESH_NAME, MAX_NAME, MeshName, NodeName, ServiceName};
+pub(crate) use permissions::Permissions;
+pub use permissions::{Action, AllowRule, NotAllowed, Who};
 pub(crate) use record::*;
 pub use record::{MAX_NAMES_PER_NODE, MAX_NODES_PER_PEER, MAX_RECORD};
 pub(crate) use routes::{Group, GroupKey, Listening, Member, Route, Routes};

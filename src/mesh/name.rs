@@ -156,6 +156,14 @@ name! {
     MeshName, check_mesh
 }
 
+impl ServiceName {
+    /// Whether it is one of meshd's own, for files and the like: these begin with `meshd.` and are not listed.
+    #[must_use]
+    pub fn is_reserved(&self) -> bool {
+        self.as_str().starts_with(RESERVED)
+    }
+}
+
 fn check_mesh(text: &str) -> Result<(), BadName> {
     check("mesh name", text)?;
     if text.len() > MAX_MESH_NAME {
@@ -167,6 +175,8 @@ fn check_mesh(text: &str) -> Result<(), BadName> {
     }
     Ok(())
 }
+
+const RESERVED: &str = "meshd.";
 
 #[cfg(test)]
 mod tests {

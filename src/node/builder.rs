@@ -7,7 +7,9 @@ use std::sync::{Arc, Mutex};
 use super::{Host, ListenError, ListenOptions, Node};
 use crate::config::{Config, ConfigError, Home, Layers};
 use crate::keys::{IdentityKey, KeyError, KeyRing, NetworkKey};
-use crate::mesh::{BadName, BalanceRule, GroupBy, MeshName, NodeName, Policy, Rules, ServiceName, TopicFilter};
+use crate::mesh::{
+    BadName, BalanceRule, GroupBy, MeshName, NodeName, Permissions, Policy, Rules, ServiceName, TopicFilter,
+};
 use crate::net::{self, Carried, LinkLimits, Links, NetConfig, NetError};
 use crate::protocol::Protocols;
 use crate::protocol::calls::Calls;
@@ -246,6 +248,7 @@ impl Builder {
             mesh,
             identity: identity_name,
             listen_options,
+            permissions: Permissions::new(config.allow),
             event_loop,
             drained: AtomicBool::new(false),
         };

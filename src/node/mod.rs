@@ -39,8 +39,8 @@ pub use crate::protocol::subscription::{Acknowledge, ListenOptions, Overflow};
 use crate::keys::Ticket;
 use crate::mesh::engine::LimitError;
 use crate::mesh::{
-    BadName, Codec, Identity, KeyInfo, MeshName, NodeId, NodeInfo, NodeName, PeerId, PeerInfo, SendReport, ServiceName,
-    Status, Topic, TopicFilter, TopicInfo,
+    Action, BadName, Codec, Identity, KeyInfo, MeshName, NodeId, NodeInfo, NodeName, NotAllowed, PeerId, PeerInfo,
+    Permissions, SendReport, ServiceName, Status, Topic, TopicFilter, TopicInfo,
 };
 use crate::net::{Closed, KeepAlive, NetHandle, RotationError};
 use crate::protocol::Protocols;
@@ -79,6 +79,7 @@ struct Host {
     mesh: MeshName,
     identity: Identity,
     listen_options: ListenOptions,
+    permissions: Permissions,
     event_loop: Mutex<Option<JoinHandle<()>>>,
     drained: AtomicBool,
 }
@@ -138,6 +139,27 @@ impl Node {
     #[must_use]
     pub fn identity(&self) -> Identity {
         self.0.host.identity
+    }
+
+    /// The identity of a peer that is there: what permissions rest on.
+    #[must_use]
+    pub fn identity_of(&self, peer: PeerId) -> Option<Identity> {
+        if peer == self.0.id.peer {
+            return Some(self.0.host.identity);
+        }
+        let routes = Arc::clone(&self.0.host.net.routes().borrow());
+        routes.records().find(|record| record.peer == peer).map(|record| record.identity)
+    }
+
+    /// Whether the settings of this process let a peer do something here. It may do to itself what it likes.
+    ///
+    /// # Errors
+    /// Names the rule that would have to allow it.
+    pub fn permits(&self, peer: PeerId, action: Action, resource: &str) -> Result<(), NotAllowed> {
+        if peer == self.0.id.peer {
+            return Ok(());
+        }
+        self.0.host.permissions.check(self.identity_of(peer), action, resource)
     }
 
     /// Hosts another node in the same process.
@@ -276,7 +298,7 @@ impl Node {
                     name: node.name.clone(),
                     host: record.host.clone(),
                     filters: node.filters.clone(),
-                    services: node.services.clone(),
+                    services: node.services.iter().filter(|service| !service.is_reserved()).cloned().collect(),
                 })
             })
             .collect();

@@ -25,6 +25,18 @@ const FORBIDDEN: &[(&str, &[&str])] = &[
         &["libp2p::", "crate::mesh", "crate::keys", "crate::wire", "crate::config", "crate::net", "crate::protocol"],
     ),
     ("bench", &["crate::node", "crate::socket", "crate::daemon", "crate::cli"]),
+    (
+        "files",
+        &["libp2p::", "crate::wire", "crate::net", "crate::protocol", "crate::socket", "crate::daemon", "crate::cli"],
+    ),
+    (
+        "exec",
+        &["libp2p::", "crate::wire", "crate::net", "crate::protocol", "crate::socket", "crate::daemon", "crate::cli"],
+    ),
+    ("launch", &["libp2p::", "crate::wire", "crate::net", "crate::protocol", "crate::node", "crate::socket"]),
+    ("launch", &["crate::daemon", "crate::cli"]),
+    ("recording", &["libp2p::", "crate::wire", "crate::net", "crate::protocol", "crate::node", "crate::socket"]),
+    ("recording", &["crate::daemon", "crate::cli"]),
     ("daemon", &["libp2p::", "crate::net", "crate::protocol", "crate::cli"]),
     ("cli", &["libp2p::", "crate::net", "crate::protocol", "crate::node", "crate::mesh::engine"]),
 ];

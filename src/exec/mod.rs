@@ -1,0 +1,1 @@
+//! Running programs for others, and having others run them.

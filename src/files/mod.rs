@@ -1,0 +1,1 @@
+//! Files: shares, and what moves files between them and directories here.

@@ -1,0 +1,1 @@
+//! Starting programs and keeping them running.

@@ -1,0 +1,222 @@
+//! Who may do what at this peer: `[[allow]]` in `config.toml`.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+use super::{BadId, Identity};
+
+/// What needs permission. The peer that owns the resource decides.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[non_exhaustive]
+pub enum Action {
+    /// To send messages on a topic to nodes of this peer.
+    Send,
+    /// To get messages on a topic from nodes of this peer.
+    Listen,
+    /// To call, or open a channel to, a service of this peer.
+    Call,
+    /// To get the calls of a service that this peer makes.
+    Serve,
+    /// To read files of a share of this peer.
+    Get,
+    /// To write files of a share of this peer.
+    Put,
+    /// To run a program on this peer.
+    Exec,
+    /// To stop this peer.
+    Stop,
+}
+
+/// Whom a rule is about. Never a name: anybody may use any name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum Who {
+    /// `*`: every member of the mesh.
+    Everyone,
+    /// The holder of this identity, as `meshd identity` prints it.
+    One(Identity),
+}
+
+/// A permission: one `[[allow]]` in `config.toml`.
+///
+/// A rule is about the resources that its pattern selects: topics, services, `share/path`, programs. Where at least one rule is
+/// about an action and a resource, only those may do it whom one of these rules names. Where none is, the default holds: what
+/// concerns messages and services is open to all members, files and programs as far as `[[share]]` and `[exec]` open them, and
+/// stopping to nobody.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AllowRule {
+    /// What the refused are told. None: `<action> <pattern>`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// Whom it allows.
+    pub who: Vec<Who>,
+    /// What it allows.
+    pub action: Vec<Action>,
+    /// On which resources: parts between `/`, where `*` stands for one part and `**` for any number of parts, also none.
+    pub pattern: String,
+}
+
+/// Why something is not allowed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[error("refused by the rule '{rule}'")]
+pub struct NotAllowed {
+    /// The name of the rule that does not name who asks.
+    pub rule: String,
+}
+
+/// All rules of a peer.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Permissions(Vec<AllowRule>);
+
+impl Permissions {
+    pub(crate) fn new(rules: Vec<AllowRule>) -> Self {
+        Self(rules)
+    }
+
+    /// Whether any rule is about this action: if none is, there is nothing to ask.
+    pub(crate) fn is_about(&self, action: Action) -> bool {
+        self.0.iter().any(|rule| rule.action.contains(&action))
+    }
+
+    /// Whether somebody may do something. The identity is `None` if it is not known.
+    ///
+    /// # Errors
+    /// Names the rule that would have to name them.
+    pub(crate) fn check(&self, who: Option<Identity>, action: Action, resource: &str) -> Result<(), NotAllowed> {
+        let mut refusal = (action == Action::Stop).then(|| "stop is allowed to nobody".to_owned());
+        for rule in self.0.iter().filter(|rule| rule.is_about(action, resource)) {
+            if rule.names(who) {
+                return Ok(());
+            }
+            refusal = Some(rule.name(action));
+        }
+        refusal.map_or(Ok(()), |rule| Err(NotAllowed { rule }))
+    }
+}
+
+impl AllowRule {
+    fn is_about(&self, action: Action, resource: &str) -> bool {
+        self.action.contains(&action) && selects(&parts(&self.pattern), &parts(resource))
+    }
+
+    fn names(&self, who: Option<Identity>) -> bool {
+        self.who.iter().any(|allowed| match allowed {
+            Who::Everyone => true,
+            Who::One(identity) => Some(*identity) == who,
+        })
+    }
+
+    fn name(&self, action: Action) -> String {
+        self.name.clone().unwrap_or_else(|| format!("{action} {}", self.pattern))
+    }
+}
+
+impl fmt::Display for Action {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Send => "send",
+            Self::Listen => "listen",
+            Self::Call => "call",
+            Self::Serve => "serve",
+            Self::Get => "get",
+            Self::Put => "put",
+            Self::Exec => "exec",
+            Self::Stop => "stop",
+        })
+    }
+}
+
+impl FromStr for Who {
+    type Err = BadId;
+
+    fn from_str(text: &str) -> Result<Self, BadId> {
+        if text == "*" { Ok(Self::Everyone) } else { text.parse().map(Self::One) }
+    }
+}
+
+impl TryFrom<String> for Who {
+    type Error = BadId;
+
+    fn try_from(text: String) -> Result<Self, BadId> {
+        text.parse()
+    }
+}
+
+impl From<Who> for String {
+    fn from(who: Who) -> Self {
+        match who {
+            Who::Everyone => "*".to_owned(),
+            Who::One(identity) => identity.to_string(),
+        }
+    }
+}
+
+/// A leading `/`, as of a program's path, makes no part.
+fn parts(text: &str) -> Vec<&str> {
+    text.split('/').filter(|part| !part.is_empty()).collect()
+}
+
+fn selects(pattern: &[&str], resource: &[&str]) -> bool {
+    match pattern {
+        [] => resource.is_empty(),
+        ["**", rest @ ..] => (0..=resource.len()).any(|skipped| selects(rest, &resource[skipped..])),
+        [part, rest @ ..] => resource
+            .split_first()
+            .is_some_and(|(first, others)| (*part == "*" || part == first) && selects(rest, others)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rule(name: Option<&str>, who: Vec<Who>, action: Action, pattern: &str) -> AllowRule {
+        AllowRule { name: name.map(str::to_owned), who, action: vec![action], pattern: pattern.to_owned() }
+    }
+
+    fn identity(byte: u8) -> Identity {
+        Identity::from_bytes([byte; 32])
+    }
+
+    #[test]
+    fn what_no_rule_is_about_is_open_but_stopping() {
+        let none = Permissions::default();
+        assert_eq!(none.check(None, Action::Send, "a/b"), Ok(()));
+        assert!(none.check(Some(identity(1)), Action::Stop, "").is_err());
+        let rules = Permissions::new(vec![rule(None, vec![], Action::Call, "admin/**")]);
+        assert_eq!(rules.check(Some(identity(1)), Action::Call, "add"), Ok(()));
+        assert_eq!(rules.check(Some(identity(1)), Action::Send, "admin/x"), Ok(()));
+    }
+
+    #[test]
+    fn who_is_not_named_is_told_the_rule() {
+        let ops = rule(Some("ops only"), vec![Who::One(identity(1))], Action::Exec, "*");
+        let backup = rule(None, vec![Who::One(identity(2))], Action::Get, "data/**");
+        let rules = Permissions::new(vec![ops, backup, rule(None, vec![Who::Everyone], Action::Get, "data/open/**")]);
+        assert_eq!(rules.check(Some(identity(1)), Action::Exec, "uname"), Ok(()));
+        assert_eq!(rules.check(Some(identity(2)), Action::Exec, "uname").unwrap_err().rule, "ops only");
+        assert_eq!(rules.check(None, Action::Get, "data/x/y").unwrap_err().rule, "get data/**");
+        assert_eq!(rules.check(None, Action::Get, "data/open/x"), Ok(()), "one of the rules is enough");
+        assert_eq!(rules.check(Some(identity(1)), Action::Exec, "/usr/bin/uname"), Ok(()), "not of one part");
+    }
+
+    #[test]
+    fn patterns_select_by_parts() {
+        for (pattern, resource, selected) in [
+            ("**", "a/b", true),
+            ("**", "", true),
+            ("a/*", "a/b", true),
+            ("a/*", "a/b/c", false),
+            ("a/**/d", "a/b/c/d", true),
+            ("a/**", "a", true),
+            ("/usr/bin/*", "/usr/bin/env", true),
+            ("a", "ab", false),
+        ] {
+            assert_eq!(selects(&parts(pattern), &parts(resource)), selected, "{pattern} {resource}");
+        }
+    }
+}

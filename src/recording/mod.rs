@@ -1,0 +1,1 @@
+//! Messages in files: MCAP, written and read.
