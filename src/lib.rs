@@ -74,11 +74,12 @@ mod wire;
 pub use keys::{BadKey, IdentityKey, KeyError, NetworkKey, Ticket, TicketError};
 pub use mesh::engine::LimitError;
 pub use mesh::{
-    Action, AllowRule, BadId, BadName, Balance, BalanceRule, Candidate, Codec, Counts, DiscoveryInfo, DownReason,
-    DropReason, Event, Failure, ForeignInfo, GroupBy, Identity, Item, KeyInfo, LinkKind, MAX_MESH_NAME, MAX_NAME,
-    MAX_NAMES_PER_NODE, MAX_NODES_PER_PEER, MAX_RECORD, MeshName, Message, NodeId, NodeInfo, NodeName, NotAllowed,
-    PeerId, PeerInfo, Policy, RemoteFailure, SendReport, ServiceInfo, ServiceName, ServiceStats, Status, Target, Topic,
-    TopicFilter, TopicInfo, What, Who,
+    Action, AllowRule, BadId, BadName, BadPath, Balance, BalanceRule, Candidate, Codec, Counts, DiscoveryInfo,
+    DownReason, DropReason, Event, Failure, FarPlace, FileDone, FileEvent, FileInfo, FileJob, FileKind, FilePlace,
+    ForeignInfo, GroupBy, Identity, Item, JobKind, KeyInfo, LinkKind, MAX_MESH_NAME, MAX_NAME, MAX_NAMES_PER_NODE,
+    MAX_NODES_PER_PEER, MAX_RECORD, MeshName, Message, NodeId, NodeInfo, NodeName, NotAllowed, PeerId, PeerInfo,
+    Policy, RemoteFailure, SendReport, ServiceInfo, ServiceName, ServiceStats, ShareInfo, SharePath, Status, Target,
+    Topic, TopicFilter, TopicInfo, What, Who,
 };
 pub use net::{Closed, NetError, RotateRefused, RotationError};
 pub use node::{

@@ -21,6 +21,7 @@ mod rules;
 mod sim;
 mod size;
 mod topic;
+mod transfer;
 mod trie;
 mod view;
 
@@ -45,3 +46,6 @@ pub use rules::BalanceRule;
 pub(crate) use rules::Rules;
 pub(crate) use size::{MAX_SMALL, Size};
 pub use topic::{Topic, TopicFilter};
+pub use transfer::{
+    BadPath, FarPlace, FileDone, FileEvent, FileInfo, FileJob, FileKind, FilePlace, JobKind, ShareInfo, SharePath,
+};
