@@ -128,15 +128,20 @@ impl Talk {
         self.coloured
     }
 
+    /// Whether a person reads along.
+    pub(super) fn is_terminal(self) -> bool {
+        self.terminal
+    }
+
     /// Something that a person may want to know.
     pub(super) fn say(self, text: &str) {
-        print(&self.safe(text));
+        print(&self.harmless(text));
     }
 
     /// What went wrong and what to do about it.
     pub(super) fn trouble(self, trouble: Trouble) -> Exit {
         if !trouble.message.is_empty() {
-            print(&format!("{} {}", self.label("meshd:", RED), self.safe(&trouble.message)));
+            print(&format!("{} {}", self.label("meshd:", RED), self.harmless(&trouble.message)));
         }
         if let Some(hint) = &trouble.hint {
             self.hint(hint);
@@ -145,14 +150,15 @@ impl Talk {
     }
 
     pub(super) fn hint(self, hint: &str) {
-        print(&format!("{} {}", self.label("hint:", CYAN), self.safe(hint)));
+        print(&format!("{} {}", self.label("hint:", CYAN), self.harmless(hint)));
     }
 
     fn label(self, text: &str, colour: &str) -> String {
         paint(text, colour, self.coloured).into_owned()
     }
 
-    fn safe(self, text: &str) -> Cow<'_, str> {
+    /// A text from elsewhere: harmless on a terminal, as it is in a pipe.
+    pub(super) fn harmless(self, text: &str) -> Cow<'_, str> {
         if self.terminal { escape(text) } else { Cow::Borrowed(text) }
     }
 }

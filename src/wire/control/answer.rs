@@ -8,10 +8,10 @@ use zeroize::Zeroizing;
 
 #[cfg(doc)]
 use super::Request;
-use super::Spoken;
+use super::{JobEvent, ListedFile, Spoken};
 use crate::mesh::{
-    Codec, Event, KeyInfo, NodeId, NodeInfo, NodeName, PeerId, PeerInfo, SendReport, ServiceInfo, ServiceName, Status,
-    Topic, TopicInfo,
+    Codec, Event, KeyInfo, NodeId, NodeInfo, NodeName, PeerId, PeerInfo, SendReport, ServiceInfo, ServiceName,
+    ShareInfo, Status, Topic, TopicInfo,
 };
 use crate::wire::fields::{payload, secret};
 
@@ -43,6 +43,10 @@ pub(crate) enum Answer {
     },
     /// What one node answers to [`Request::CallAll`].
     Part(Part),
+    /// A file that [`Request::Files`] lists.
+    File(ListedFile),
+    /// Something that happened in a job of [`Request::Transfer`].
+    Job(JobEvent),
     /// Something happened in the mesh.
     Event(Event),
     /// So many events were not told, because the client was slow to read.
@@ -90,6 +94,7 @@ pub(crate) enum Reply {
     Handle(Secret),
     Providers(usize),
     Services(Vec<ServiceInfo>),
+    Shares(Vec<ShareInfo>),
     /// Key, value and source of each setting.
     Config(Vec<(String, String, String)>),
 }
