@@ -16,11 +16,11 @@ use super::output::Output;
 use super::stop::Stop;
 use super::trouble::{Exit, Trouble};
 use crate::mesh::{FileJob, JobKind};
-use crate::wire::control::{Answer, JobEvent, MoveFiles, Reply, Request};
+use crate::wire::control::{Answer, JobEvent, MoveFiles, NotDone, Reply, Request};
 
 pub(super) async fn ls(place: Place, args: LsArgs, out: &mut Output) -> Result<Exit, Trouble> {
     let mut client = Client::connect(&place).await?;
-    listing::list(&mut client, args, out).await.map(|()| Exit::Done)
+    listing::list(&mut client, args, out).await
 }
 
 pub(super) async fn get(place: Place, args: GetArgs, out: &mut Output) -> Result<Exit, Trouble> {
@@ -61,6 +61,7 @@ async fn run(place: &Place, way: Way, kind: JobKind, regex: Option<String>, out:
         };
         match answer {
             Answer::Job(JobEvent { id, event }) if id == wanted => show.event(event, out)?,
+            Answer::NotDone(NotDone { id, failure }) if id == wanted => show.not_done(failure, out)?,
             Answer::Reply { id, reply: Reply::Done } if id == wanted => return Ok(show.exit()),
             Answer::Failed { id, failure } if id == wanted => return Err(failure.into()),
             _ => {}

@@ -5,6 +5,7 @@ mod claim;
 mod control;
 mod errands;
 mod failures;
+mod files;
 mod offers;
 mod outbox;
 mod session;
@@ -25,6 +26,7 @@ use self::claim::{Claim, bind};
 use self::control::{Ending, Server};
 use crate::Closed;
 use crate::config::{ConfigError, Home, Layers, Loaded};
+use crate::files::ShareError;
 use crate::keys::{KeyError, KeyRing, NetworkKey};
 use crate::mesh::{MeshName, NodeName, PeerId};
 use crate::node::{Node, StartError};
@@ -64,6 +66,8 @@ pub(crate) enum DaemonError {
     Config(#[from] ConfigError),
     #[error(transparent)]
     Key(#[from] KeyError),
+    #[error("the shares in config.toml cannot be")]
+    Share(#[from] ShareError),
     #[error(transparent)]
     Start(#[from] StartError),
     #[error(transparent)]
@@ -92,6 +96,7 @@ pub(crate) async fn run(settings: Settings, mut notify: impl FnMut(Notice<'_>)) 
     let name = loaded.config.name.clone().unwrap_or_else(host_name);
     let node =
         Node::builder(name.as_str()).mesh(mesh.as_str()).home(home.dir()).config(loaded.config.clone()).start().await?;
+    let sharing = files::share(&node, &loaded.config.share, &dir).await?;
     let listener = bind(&socket, home.dir()).await?;
     let status = node.status().await?;
 
@@ -108,6 +113,7 @@ pub(crate) async fn run(settings: Settings, mut notify: impl FnMut(Notice<'_>)) 
     }
     info!("stopping");
     shutdown(node, ending, serving, &socket, &mut signals).await;
+    drop(sharing);
     drop(claim);
     Ok(())
 }
@@ -129,6 +135,7 @@ impl DaemonError {
             Self::Config(error) => Some(error.hint()),
             Self::Key(error) => error.hint(),
             Self::Start(error) => error.hint(),
+            Self::Share(_) => Some("correct [[share]] in config.toml: each has a name of its own".to_owned()),
             Self::Signals(_) | Self::Closed(_) => None,
         }
     }

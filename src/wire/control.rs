@@ -16,7 +16,7 @@ use serde::de::DeserializeOwned;
 pub(crate) use self::answer::{
     Answer, Answered, Called, Delivery, Failure, FailureKind, Incoming, Outcome, Part, Remote, Reply, Secret, Welcome,
 };
-pub(crate) use self::files::{JobEvent, ListFiles, ListedFile, MoveFiles};
+pub(crate) use self::files::{JobEvent, ListFiles, ListedFile, MoveFiles, NotDone};
 pub(crate) use self::request::{
     Acknowledge, Call, Callee, Listen, Open, Overflow, Question, Request, Send, Serve, Spoken,
 };
@@ -167,7 +167,7 @@ mod tests {
         through(&Answer::Closed { channel: 1, failure: None });
         through(&Answer::Reply { id: 9, reply: Reply::Opened { channel: 1, node: from, name: None } });
         let far =
-            FarPlace { node: "n".to_owned(), share: "s".to_owned(), path: SharePath::new(&b"a/\xff"[..]).unwrap() };
+            FarPlace { node: "n".to_owned(), share: "s".to_owned(), path: SharePath::new(&b"a/\xff"[..]).unwrap(), within: true };
         let list = ListFiles { place: far.clone(), recursive: true, regex: Some("a".to_owned()) };
         through(&Question { id: 11, request: Request::Files(list) });
         through(&Question { id: 12, request: Request::Shares { node: None } });
@@ -181,6 +181,7 @@ mod tests {
         through(&Answer::File(ListedFile { id: 11, node: sender, name, file }));
         let event = FileEvent::Failed { target: 1, path: far.path, message: "no".to_owned() };
         through(&Answer::Job(JobEvent { id: 13, event }));
+        through(&Answer::NotDone(NotDone { id: 13, failure: Failure::new(FailureKind::Refused, "no") }));
         let handle = Secret::new(Zeroizing::new("secret".to_owned()));
         through(&Question { id: 10, request: Request::Adopt { handle } });
         through(&Answer::Goodbye(Failure::new(FailureKind::Stopping, "the daemon is stopping").hint("wait")));

@@ -17,8 +17,11 @@ impl Bars {
         Self { all: MultiProgress::with_draw_target(ProgressDrawTarget::stderr()), targets: Vec::new() }
     }
 
-    /// Begins a line. The name is harmless.
+    /// Begins a line, or says that it is about more. The name is harmless.
     pub(super) fn plan(&mut self, target: usize, name: String, bytes: u64) {
+        if let Some(bar) = self.bar(target) {
+            return bar.set_length(bytes);
+        }
         if target >= MOST_LINES {
             return; // more than fit on any terminal
         }

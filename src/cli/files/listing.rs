@@ -12,12 +12,12 @@ use crate::cli::client::{Client, ask};
 use crate::cli::output::{Output, rfc3339};
 use crate::cli::trouble::{Exit, Trouble};
 use crate::mesh::{FarPlace, FileInfo, FileKind, NodeInfo, ShareInfo};
-use crate::wire::control::{Answer, ListFiles, ListedFile, Reply, Request};
+use crate::wire::control::{Answer, ListFiles, ListedFile, NotDone, Reply, Request};
 
 /// Lists what each word names.
-pub(super) async fn list(client: &mut Client, args: LsArgs, out: &mut Output) -> Result<(), Trouble> {
+pub(super) async fn list(client: &mut Client, args: LsArgs, out: &mut Output) -> Result<Exit, Trouble> {
     if args.what.is_empty() {
-        return shares(client, None, &args, out).await;
+        return shares(client, None, &args, out).await.map(|()| Exit::Done);
     }
     // Words first: nothing is printed if one makes no sense.
     let mut places = Vec::new();
@@ -33,13 +33,14 @@ pub(super) async fn list(client: &mut Client, args: LsArgs, out: &mut Output) ->
         });
     }
     let many = places.len() > 1;
+    let mut exit = Exit::Done;
     for place in places {
         match place {
-            Ok(place) => files(client, place, many, &args, out).await?,
+            Ok(place) => exit = exit.and(files(client, place, many, &args, out).await?),
             Err(node) => shares(client, Some(node), &args, out).await?,
         }
     }
-    Ok(())
+    Ok(exit)
 }
 
 async fn shares(client: &mut Client, node: Option<String>, args: &LsArgs, out: &mut Output) -> Result<(), Trouble> {
@@ -71,7 +72,8 @@ async fn files(
     many: bool,
     args: &LsArgs,
     out: &mut Output,
-) -> Result<(), Trouble> {
+) -> Result<Exit, Trouble> {
+    let mut exit = Exit::Done;
     // Of several nodes of one name, each line says whose it is.
     let nodes = ask!(client, Request::Nodes => Reply::Nodes(nodes) => nodes);
     let of_name = |node: &&NodeInfo| node.name.as_str() == place.node;
@@ -95,7 +97,11 @@ async fn files(
                 let line = out.foreign(&line).into_owned();
                 out.line(&line)?;
             }
-            Answer::Reply { id, .. } if id == wanted => return Ok(()),
+            Answer::NotDone(NotDone { id, failure }) if id == wanted => {
+                out.flush()?;
+                exit = exit.and(out.talk.trouble(failure.into()));
+            }
+            Answer::Reply { id, .. } if id == wanted => return Ok(exit),
             Answer::Failed { id, failure } if id == wanted => return Err(failure.into()),
             _ => {}
         }

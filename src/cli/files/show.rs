@@ -9,6 +9,7 @@ use super::listing::{amount, path_fields};
 use crate::cli::output::Output;
 use crate::cli::trouble::{Exit, Trouble};
 use crate::mesh::{FileDone, FileEvent, SharePath};
+use crate::wire::control::Failure;
 
 /// Prints the events of one job.
 #[derive(Debug)]
@@ -17,8 +18,8 @@ pub(super) struct Show {
     dry_run: bool,
     /// By target: the node at the far end, and whether it was done.
     targets: Vec<(String, bool)>,
-    /// Something could not be moved.
-    failed: bool,
+    /// The worst that happened.
+    exit: Exit,
 }
 
 /// What came of one target.
@@ -35,7 +36,7 @@ struct Closing {
 impl Show {
     pub(super) fn new(dry_run: bool, out: &Output) -> Self {
         let bars = (!out.json && !dry_run && out.talk.is_terminal()).then(Bars::new);
-        Self { bars, dry_run, targets: Vec::new(), failed: false }
+        Self { bars, dry_run, targets: Vec::new(), exit: Exit::Done }
     }
 
     /// Whether each file is to be told.
@@ -45,7 +46,25 @@ impl Show {
 
     /// How it ended, if it ended by itself.
     pub(super) fn exit(&self) -> Exit {
-        if self.failed { Exit::Failed } else { Exit::Done }
+        self.exit
+    }
+
+    /// One node did not do its part.
+    pub(super) fn not_done(&mut self, failure: Failure, out: &mut Output) -> Result<(), Trouble> {
+        if out.json {
+            out.object(&json!({ "event": "failed", "error": failure.message }))?;
+        }
+        let trouble = Trouble::from(failure);
+        self.fails(trouble.exit);
+        match &self.bars {
+            Some(bars) => bars.beside(|| out.talk.trouble(trouble)),
+            None => out.talk.trouble(trouble),
+        };
+        Ok(())
+    }
+
+    fn fails(&mut self, exit: Exit) {
+        self.exit = self.exit.and(exit);
     }
 
     pub(super) fn event(&mut self, event: FileEvent, out: &mut Output) -> Result<(), Trouble> {
@@ -67,7 +86,7 @@ impl Show {
             }
             FileEvent::Done { target, path, what, .. } => self.done(target, &path, what, out)?,
             FileEvent::Failed { target, path, message } => {
-                self.failed = true;
+                self.fails(Exit::Failed);
                 self.say(target, &format!("{}: {message}", named(&path)), out);
             }
             FileEvent::Waiting { target, node } => {
@@ -76,7 +95,9 @@ impl Show {
             }
             FileEvent::Finished { target, files, bytes, resumed, unchanged, deleted, failed, millis } => {
                 let took = Duration::from_millis(millis);
-                self.failed |= failed > 0;
+                if failed > 0 {
+                    self.fails(Exit::Failed);
+                }
                 if let Some(bars) = &mut self.bars {
                     bars.end(target as usize);
                 }

@@ -41,7 +41,8 @@ impl Word {
         let path = SharePath::new(path).map_err(|error| {
             usage(error).hint("write NODE:SHARE/PATH: nothing outside of a share can be reached through it")
         })?;
-        Ok(Self::There(FarPlace { node: node.to_owned(), share: share.to_owned(), path }))
+        let within = word.as_bytes().ends_with(b"/");
+        Ok(Self::There(FarPlace { node: node.to_owned(), share: share.to_owned(), path, within }))
     }
 
     fn is_here(&self) -> bool {
@@ -180,7 +181,7 @@ mod tests {
 
     fn there(node: &str, share: &str, path: &str) -> Word {
         let path = SharePath::new(path).unwrap();
-        Word::There(FarPlace { node: node.to_owned(), share: share.to_owned(), path })
+        Word::There(FarPlace { node: node.to_owned(), share: share.to_owned(), path, within: false })
     }
 
     fn read(word: &str) -> Word {
@@ -194,7 +195,7 @@ mod tests {
     #[test]
     fn a_colon_before_any_slash_makes_a_place_on_a_node() {
         assert_eq!(read("camera:photos"), there("camera", "photos", ""));
-        assert_eq!(read("camera:photos/"), there("camera", "photos", ""));
+        assert!(matches!(read("camera:photos/"), Word::There(place) if place.within && place.path.is_root()));
         assert_eq!(read("camera:photos/a/b:c"), there("camera", "photos", "a/b:c"));
         assert_eq!(read("camera:photos/**/*.jp[eg]"), there("camera", "photos", "**/*.jp[eg]"));
         let id = format!("{}/3", crate::mesh::PeerId::from_bytes([7; 32]));

@@ -8,7 +8,7 @@ use zeroize::Zeroizing;
 
 #[cfg(doc)]
 use super::Request;
-use super::{JobEvent, ListedFile, Spoken};
+use super::{JobEvent, ListedFile, NotDone, Spoken};
 use crate::mesh::{
     Codec, Event, KeyInfo, NodeId, NodeInfo, NodeName, PeerId, PeerInfo, SendReport, ServiceInfo, ServiceName,
     ShareInfo, Status, Topic, TopicInfo,
@@ -47,6 +47,8 @@ pub(crate) enum Answer {
     File(ListedFile),
     /// Something that happened in a job of [`Request::Transfer`].
     Job(JobEvent),
+    /// What one node was to do for [`Request::Files`] or [`Request::Transfer`], and did not.
+    NotDone(NotDone),
     /// Something happened in the mesh.
     Event(Event),
     /// So many events were not told, because the client was slow to read.

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::Failure;
 use crate::mesh::{FarPlace, FileEvent, FileInfo, FileJob, NodeId, NodeName};
 
 /// Files to be listed.
@@ -38,6 +39,14 @@ pub(crate) struct ListedFile {
     /// That node's name.
     pub(crate) name: NodeName,
     pub(crate) file: FileInfo,
+}
+
+/// A part of a request was not done: that of one node. The others go on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct NotDone {
+    /// The request that it belongs to.
+    pub(crate) id: u64,
+    pub(crate) failure: Failure,
 }
 
 /// Something that happened in a job.
