@@ -71,6 +71,7 @@ mod recording;
 mod socket;
 mod wire;
 
+pub use files::{FileError, Listing, ShareError, Sharing, Transfer};
 pub use keys::{BadKey, IdentityKey, KeyError, NetworkKey, Ticket, TicketError};
 pub use mesh::engine::LimitError;
 pub use mesh::{

@@ -54,8 +54,12 @@ pub struct FarPlace {
     pub node: String,
     /// The name of the share.
     pub share: String,
-    /// Where in it. When something is got, a part may hold `*`, `?` and `[..]`, and be `**`; a file of exactly that name comes first.
+    /// Where in it. When something is got, a part may hold `*`, `?` and `[..]`, and be `**`; a file of exactly that name comes
+    /// first. What such a pattern finds keeps its path below the parts before the first of these.
     pub path: SharePath,
+    /// It was written with a `/` at its end: what is put there goes into it, as into a directory.
+    #[serde(default)]
+    pub within: bool,
 }
 
 /// Something to be done with files.
@@ -129,7 +133,8 @@ pub struct ShareInfo {
 /// What happens in a job. `target` counts through the places of `to`, or the nodes that one of them means.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum FileEvent {
-    /// A target is known, and what is to be done there. Comes first for each.
+    /// A target is known, and what is to be done there. Comes first for each, and again whenever more was found: it begins
+    /// before all is compared.
     Planned {
         /// Which.
         target: u32,
