@@ -11,8 +11,8 @@ use smallvec::SmallVec;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::task::AbortOnDropHandle;
 
-use super::files;
 use super::failures::{SEE_NODES, call_failure, nobody, rotate_failure, send_failure, stopping};
+use super::files;
 use super::outbox::{Gone, Outbox};
 use crate::mesh::{Codec, NodeId, NodeName, PeerId};
 use crate::node::{CallOptions, Callee, Node, PingError, Service};

@@ -166,8 +166,12 @@ mod tests {
         through(&Answer::Item(spoken));
         through(&Answer::Closed { channel: 1, failure: None });
         through(&Answer::Reply { id: 9, reply: Reply::Opened { channel: 1, node: from, name: None } });
-        let far =
-            FarPlace { node: "n".to_owned(), share: "s".to_owned(), path: SharePath::new(&b"a/\xff"[..]).unwrap(), within: true };
+        let far = FarPlace {
+            node: "n".to_owned(),
+            share: "s".to_owned(),
+            path: SharePath::new(&b"a/\xff"[..]).unwrap(),
+            within: true,
+        };
         let list = ListFiles { place: far.clone(), recursive: true, regex: Some("a".to_owned()) };
         through(&Question { id: 11, request: Request::Files(list) });
         through(&Question { id: 12, request: Request::Shares { node: None } });

@@ -400,7 +400,7 @@ impl Home {
     }
 
     /// Another one on the same machine.
-    fn beside(&self) -> Self {
+    pub(crate) fn beside(&self) -> Self {
         Self { dir: Arc::new(TempDir::new().unwrap()), machine: Arc::clone(&self.machine) }
     }
 
