@@ -38,6 +38,9 @@ const CONFIG: &str = "listen = [\"127.0.0.1:0\"]\n[discovery]\nmdns = false\n";
 /// The others: two that run until they are stopped, and a measurement.
 const ENDLESS: [&str; 2] = ["listener", "sender"];
 
+/// Scripts, which the tests of the verbs run.
+const SCRIPTS: [&str; 2] = ["backup", "hot_sync"];
+
 #[test]
 fn examples_show_what_they_are_there_for() {
     for (name, shown) in SHOWN {
@@ -95,7 +98,7 @@ fn every_example_is_run_or_known_to_run_for_ever() {
         .unwrap()
         .map(|entry| entry.unwrap().path().file_stem().unwrap().to_str().unwrap().to_owned())
         .collect();
-    let mut known: Vec<&str> = SHOWN.iter().map(|(name, _)| *name).chain(ENDLESS).collect();
+    let mut known: Vec<&str> = SHOWN.iter().map(|(name, _)| *name).chain(ENDLESS).chain(SCRIPTS).collect();
     there.sort_unstable();
     known.sort_unstable();
     assert_eq!(there, known);

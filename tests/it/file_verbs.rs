@@ -5,7 +5,7 @@ use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
-use std::process::ChildStdout;
+use std::process::{ChildStdout, Command, Stdio};
 use std::sync::mpsc::{self, Receiver};
 use std::time::{Duration, UNIX_EPOCH};
 
@@ -450,6 +450,79 @@ fn a_share_without_its_directory_is_warned_of_and_refused() {
     fs::write(folder.join("config.toml"), config.replace("here", "gone")).unwrap();
     let errors = home.fails(&["run", "--no-mdns"], 2, "two shares are named 'gone'");
     assert!(errors.contains("hint: ") && errors.contains("[[share]]"), "{errors}");
+}
+
+#[test]
+fn a_directory_is_kept_alike_on_many_nodes_as_it_changes() {
+    let mesh = Mesh::new(&[
+        ("near", &[]),
+        ("web", &[("www", "both")]),
+        ("web", &[("www", "both")]),
+        ("mirror", &[("backup", "both")]),
+    ]);
+    let place = TempDir::new().unwrap();
+    let site = place.path().join("site");
+    fill(&site, &[("index", "one"), ("old", "x")]);
+    let copies = [mesh.share(1, "www"), mesh.share(2, "www"), mesh.share(3, "backup").join("site")];
+    let alike = || copies.iter().all(|copy| copy.is_dir() && tree(copy) == tree(&site));
+    let words = [site.to_str().unwrap(), "web:www", "mirror:backup/site"];
+    let mut running = script(&mesh.home(0), "hot_sync.sh", &words);
+    wait_until("all are alike", alike);
+    fill(&site, &[("index", "another"), ("new/page", "x")]);
+    fs::remove_file(site.join("old")).unwrap();
+    wait_until("all are alike again", alike);
+    assert!(running.is_running() && !copies[2].join("old").exists());
+    kill_process(Pid::from_child(&running.child), Signal::TERM).unwrap();
+    let (_, listed, errors) = running.wait();
+    assert!(listed.contains("web: replaced index\n") && listed.contains("mirror: deleted old\n"), "{listed}{errors}");
+}
+
+#[test]
+fn files_are_fetched_and_deleted_when_a_disk_is_full() {
+    let mesh = Mesh::new(&[("near", &[]), ("camera", &[("recordings", "both")])]);
+    let (near, camera) = (mesh.home(0), mesh.home(1));
+    let (recordings, place) = (mesh.share(1, "recordings"), TempDir::new().unwrap());
+    fill(&recordings, &[("a.mp4", "a"), ("sub/b (1).mp4", "b"), ("keep.txt", "c")]);
+    let usage = camera.path().join("usage");
+    fs::write(&usage, "15").unwrap();
+    let exec = format!("cat {}", usage.display());
+    let _usage = camera.spawn(&["serve", "usage", "--name", "camera", "--exec", &exec]);
+    let to = place.path().join("recordings");
+    let words = ["camera", "recordings", r"\.mp4$", to.to_str().unwrap()];
+    let backup = || {
+        let (status, output, errors) = script(&near, "backup.sh", &words).wait();
+        assert!(status.success(), "{output}{errors}");
+        output
+    };
+    assert_eq!(backup(), "camera is at 15 %: nothing to do\n");
+    assert!(!to.exists());
+    fs::write(&usage, "35").unwrap();
+    assert_eq!(backup(), "camera was at 35 %: fetched and deleted 2 files\n");
+    assert_eq!(fs::read_to_string(to.join("sub/b (1).mp4")).unwrap(), "b");
+    assert!(to.join("a.mp4").exists() && !to.join("keep.txt").exists());
+    assert!(recordings.join("keep.txt").exists() && !recordings.join("a.mp4").exists());
+    assert!(!recordings.join("sub/b (1).mp4").exists());
+    assert_eq!(backup(), "camera is at 35 %, and has no such files\n");
+}
+
+/// Starts one of the example scripts, for which `meshd` is the program that was built.
+fn script(home: &Home, name: &str, words: &[&str]) -> Running {
+    let program = Path::new(env!("CARGO_BIN_EXE_meshd")).parent().unwrap();
+    let path = format!("{}:{}", program.display(), std::env::var("PATH").unwrap());
+    let mut command = home.command(&[]);
+    let environment: Vec<_> =
+        command.get_envs().map(|(name, value)| (name.to_owned(), value.map(ToOwned::to_owned))).collect();
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples").join(name);
+    command = Command::new(script);
+    for (name, value) in environment {
+        match value {
+            Some(value) => command.env(name, value),
+            None => command.env_remove(name),
+        };
+    }
+    command.env("PATH", path).env("EVERY", "0.1").args(words);
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    Running::new(&mut command)
 }
 
 /// Daemons of one mesh, each with directories that it shares.
