@@ -18,9 +18,10 @@ pub(in crate::cli) struct LsArgs {
 }
 
 #[derive(ArgGroup, Debug)]
+#[command(override_usage = "meshd get [OPTIONS] NODE:SHARE/PATH.. [TO]")]
 pub(in crate::cli) struct GetArgs {
     /// What to get; then where to put it, unless that is here. * ? [..] and ** stand for names
-    #[arg(required = true, value_name = "NODE:SHARE/PATH.. [TO]", value_hint = ValueHint::AnyPath)]
+    #[arg(required = true, value_name = "WORD", value_hint = ValueHint::AnyPath)]
     pub(in crate::cli) words: Vec<OsString>,
     /// Only files whose path, below what is named, matches this regular expression
     #[arg(long, value_name = "REGEX")]
@@ -28,9 +29,10 @@ pub(in crate::cli) struct GetArgs {
 }
 
 #[derive(ArgGroup, Debug)]
+#[command(override_usage = "meshd put [OPTIONS] FILE.. NODE:SHARE[/PATH]..")]
 pub(in crate::cli) struct PutArgs {
     /// Files and directories here, then one or several places for them
-    #[arg(required = true, num_args = 2.., value_name = "FILE.. NODE:SHARE[/PATH]", value_hint = ValueHint::AnyPath)]
+    #[arg(required = true, num_args = 2.., value_name = "WORD", value_hint = ValueHint::AnyPath)]
     pub(in crate::cli) words: Vec<OsString>,
     /// Only files whose path, below what is named, matches this regular expression
     #[arg(long, value_name = "REGEX")]

@@ -241,6 +241,25 @@ const MAX_TARGETS: usize = 4096;
 mod tests {
     use super::*;
 
+    #[test]
+    fn every_event_is_an_object_that_says_which() {
+        let (path, node) = (SharePath::new("a/b").unwrap(), crate::mesh::NodeName::new("n").unwrap());
+        let what = FileDone::Created;
+        for (event, wanted) in [
+            (
+                FileEvent::Done { target: 1, path: path.clone(), bytes: 2, what },
+                json!({ "event": "done", "target": 1, "path": "a/b", "bytes": 2, "what": "created" }),
+            ),
+            (
+                FileEvent::Failed { target: 1, path, message: "no".to_owned() },
+                json!({ "event": "failed", "target": 1, "path": "a/b", "error": "no" }),
+            ),
+            (FileEvent::Waiting { target: 0, node }, json!({ "event": "waiting", "target": 0, "node": "n" })),
+        ] {
+            assert_eq!(object(&event), wanted);
+        }
+    }
+
     fn closing(files: u64, bytes: u64, millis: u64) -> Closing {
         let took = Duration::from_millis(millis);
         Closing { files, bytes, resumed: 0, unchanged: 0, deleted: 0, failed: 0, took }
