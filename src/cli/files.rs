@@ -55,7 +55,11 @@ async fn run(place: &Place, way: Way, kind: JobKind, regex: Option<String>, out:
                 out.flush()?;
                 tokio::select! {
                     answer = client.next() => answer?,
-                    () = stop.wanted() => return stopped(client, wanted, show, out).await,
+                    () = stop.wanted() => {
+                        drop(show); // the terminal is as it was
+                        out.flush()?;
+                        return stopped(client, wanted, stop).await;
+                    }
                 }
             }
         };
@@ -69,11 +73,12 @@ async fn run(place: &Place, way: Way, kind: JobKind, regex: Option<String>, out:
     }
 }
 
-/// Takes the job back. When this is done, nothing moves any more.
-async fn stopped(mut client: Client, job: u64, show: Show, out: &mut Output) -> Result<Exit, Trouble> {
-    drop(show); // the terminal is as it was
-    out.flush()?;
-    client.call(Request::Cancel { id: job }).await?;
+/// Takes the job back. When this is done, nothing moves any more; who cannot wait for that asks a second time.
+async fn stopped(mut client: Client, job: u64, mut stop: Stop) -> Result<Exit, Trouble> {
+    tokio::select! {
+        cancelled = client.call(Request::Cancel { id: job }) => drop(cancelled?),
+        () = stop.wanted() => {} // the daemon takes it back when this client is gone
+    }
     Err(Trouble::new(Exit::Failed, "stopped before it was done")
         .hint("what has come is kept: the same command goes on from there"))
 }
