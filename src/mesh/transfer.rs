@@ -269,6 +269,33 @@ impl SharePath {
         self.0.split(|byte| *byte == b'/').filter(|part| !part.is_empty())
     }
 
+    /// The path of what is named so in it. `None` if that is no name of one file.
+    pub(crate) fn child(&self, name: &[u8]) -> Option<Self> {
+        let is_part = !matches!(name, b"" | b"." | b"..") && !name.contains(&b'/') && !name.contains(&0);
+        let fits = self.0.len() + 1 + name.len() <= MAX_PATH;
+        (is_part && fits).then(|| self.join(&Self(name.to_owned())))
+    }
+
+    /// Where it is, and its name there. `None` for the share itself.
+    #[must_use]
+    pub fn split(&self) -> Option<(Self, &[u8])> {
+        let start = self.0.iter().rposition(|byte| *byte == b'/');
+        match start {
+            Some(at) => Some((Self(self.0[..at].to_owned()), &self.0[at + 1..])),
+            None => (!self.is_root()).then(|| (Self::default(), &self.0[..])),
+        }
+    }
+
+    /// In which order files are listed: by parts, what a directory holds after it and before its next neighbour.
+    pub(crate) fn in_order(&self, other: &Self) -> std::cmp::Ordering {
+        self.parts().cmp(other.parts())
+    }
+
+    /// Whether it is the other one, or below it.
+    pub(crate) fn is_within(&self, other: &Self) -> bool {
+        other.is_root() || (self.0.starts_with(&other.0) && matches!(self.0.get(other.0.len()), None | Some(b'/')))
+    }
+
     /// The path of something below.
     #[must_use]
     pub fn join(&self, below: &Self) -> Self {
@@ -301,17 +328,17 @@ impl From<SharePath> for PathBytes {
 }
 
 /// Bytes as one CBOR byte string, not as a list of numbers.
-mod byte_string {
+pub(crate) mod byte_string {
     use std::fmt;
 
     use serde::de::{Error, Visitor};
     use serde::{Deserializer, Serializer};
 
-    pub(super) fn serialize<S: Serializer>(bytes: &[u8], serializer: S) -> Result<S::Ok, S::Error> {
+    pub(crate) fn serialize<S: Serializer>(bytes: &[u8], serializer: S) -> Result<S::Ok, S::Error> {
         serializer.serialize_bytes(bytes)
     }
 
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<u8>, D::Error> {
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<u8>, D::Error> {
         struct Bytes;
         impl Visitor<'_> for Bytes {
             type Value = Vec<u8>;
