@@ -43,6 +43,7 @@ pub(super) async fn sync(place: Place, args: SyncArgs, out: &mut Output) -> Resu
 async fn run(place: &Place, way: Way, kind: JobKind, regex: Option<String>, out: &mut Output) -> Result<Exit, Trouble> {
     let mut stop = Stop::new()?;
     let mut client = Client::connect(place).await?;
+    let patterns = way.patterns().filter(|_| regex.is_none());
     let mut show = Show::new(matches!(kind, JobKind::Sync { dry_run: true, .. }), out);
     let job = FileJob { from: way.from, to: way.to, kind, regex };
     let request = Request::Transfer(MoveFiles { job, each: show.wants_each(out) });
@@ -66,7 +67,10 @@ async fn run(place: &Place, way: Way, kind: JobKind, regex: Option<String>, out:
         match answer {
             Answer::Job(JobEvent { id, event }) if id == wanted => show.event(event, out)?,
             Answer::NotDone(NotDone { id, failure }) if id == wanted => show.not_done(failure, out)?,
-            Answer::Reply { id, reply: Reply::Done } if id == wanted => return Ok(show.exit()),
+            Answer::Reply { id, reply: Reply::Done } if id == wanted => match patterns {
+                Some(patterns) if show.found_nothing() => return Err(words::no_match(&patterns)),
+                _ => return Ok(show.exit()),
+            },
             Answer::Failed { id, failure } if id == wanted => return Err(failure.into()),
             _ => {}
         }

@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use futures::FutureExt;
 use serde_json::{Map, Value, json};
 
-use super::words::Word;
+use super::words::{Word, no_match, pattern};
 use crate::cli::args::LsArgs;
 use crate::cli::client::{Client, ask};
 use crate::cli::output::{Output, rfc3339};
@@ -73,7 +73,8 @@ async fn files(
     args: &LsArgs,
     out: &mut Output,
 ) -> Result<Exit, Trouble> {
-    let mut exit = Exit::Done;
+    let (mut exit, mut printed) = (Exit::Done, false);
+    let pattern = pattern(&place).filter(|_| args.regex.is_none());
     // Of several nodes of one name, each line says whose it is.
     let nodes = ask!(client, Request::Nodes => Reply::Nodes(nodes) => nodes);
     let of_name = |node: &&NodeInfo| node.name.as_str() == place.node;
@@ -91,8 +92,12 @@ async fn files(
             }
         };
         match answer {
-            Answer::File(listed) if listed.id == wanted && out.json => out.object(&object(&listed, &share))?,
+            Answer::File(listed) if listed.id == wanted && out.json => {
+                printed = true;
+                out.object(&object(&listed, &share))?;
+            }
             Answer::File(listed) if listed.id == wanted => {
+                printed = true;
                 let line = format!("{}{}", whose.text(&listed), line(&listed.file));
                 let line = out.foreign(&line).into_owned();
                 out.line(&line)?;
@@ -101,7 +106,10 @@ async fn files(
                 out.flush()?;
                 exit = exit.and(out.talk.trouble(failure.into()));
             }
-            Answer::Reply { id, .. } if id == wanted => return Ok(exit),
+            Answer::Reply { id, .. } if id == wanted => match pattern {
+                Some(pattern) if !printed && exit == Exit::Done => return Err(no_match(&pattern)),
+                _ => return Ok(exit),
+            },
             Answer::Failed { id, failure } if id == wanted => return Err(failure.into()),
             _ => {}
         }

@@ -20,6 +20,8 @@ pub(super) struct Show {
     targets: Vec<(String, bool)>,
     /// The worst that happened.
     exit: Exit,
+    /// There was something to do, or to be left as it was.
+    found: bool,
 }
 
 /// What came of one target.
@@ -36,7 +38,7 @@ struct Closing {
 impl Show {
     pub(super) fn new(dry_run: bool, out: &Output) -> Self {
         let bars = (!out.json && !dry_run && out.talk.is_terminal()).then(Bars::new);
-        Self { bars, dry_run, targets: Vec::new(), exit: Exit::Done }
+        Self { bars, dry_run, targets: Vec::new(), exit: Exit::Done, found: false }
     }
 
     /// Whether each file is to be told.
@@ -47,6 +49,11 @@ impl Show {
     /// How it ended, if it ended by itself.
     pub(super) fn exit(&self) -> Exit {
         self.exit
+    }
+
+    /// Whether all went well, and nothing was there.
+    pub(super) fn found_nothing(&self) -> bool {
+        self.exit == Exit::Done && !self.found
     }
 
     /// One node did not do its part.
@@ -98,6 +105,7 @@ impl Show {
                 if failed > 0 {
                     self.fails(Exit::Failed);
                 }
+                self.found |= files + unchanged + deleted + failed > 0;
                 if let Some(bars) = &mut self.bars {
                     bars.end(target as usize);
                 }

@@ -24,6 +24,29 @@ pub(super) struct Way {
     pub(super) to: Vec<FilePlace>,
 }
 
+impl Way {
+    /// The words with `*`, `?` or `[..]` in them, if there are no others: then something is to match.
+    pub(super) fn patterns(&self) -> Option<String> {
+        let patterns = self.from.iter().map(|place| match place {
+            FilePlace::There(place) => pattern(place),
+            FilePlace::Here(_) => None,
+        });
+        patterns.collect::<Option<Vec<_>>>().map(|patterns| patterns.join(" "))
+    }
+}
+
+/// A place as it was typed, if it holds wildcards.
+pub(super) fn pattern(place: &FarPlace) -> Option<String> {
+    let FarPlace { node, share, path, .. } = place;
+    path.as_bytes().iter().any(|byte| b"*?[".contains(byte)).then(|| format!("{node}:{share}/{path}"))
+}
+
+/// A pattern that selects nothing is most likely not what was meant.
+pub(super) fn no_match(patterns: &str) -> Trouble {
+    Trouble::new(Exit::Failed, format!("nothing there matches {patterns}"))
+        .hint("* ? [..] stand for part of a name, ** for directories; see what is there with: meshd ls -r NODE:SHARE")
+}
+
 impl Word {
     /// What a word means. One whose first `:` comes before any `/`, or after a node's id, is a place on a node.
     pub(super) fn read(word: &OsStr) -> Result<Self, Trouble> {
