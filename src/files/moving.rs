@@ -167,6 +167,7 @@ impl Leg {
         if was == Was::InTheWay {
             let _ = self.changed(vec![Change::Delete { path: self.to.join(&offer.info.path) }]).await?; // as above
         }
+        self.target.begun(self.below.join(&offer.info.path), offer.info.bytes).await;
         match self.large(&offer).await {
             Ok(bytes) => {
                 self.target.done(self.below.join(&offer.info.path), bytes, was.done()).await;

@@ -122,6 +122,10 @@ impl Target {
         self.teller.tell(event).await;
     }
 
+    pub(super) async fn begun(&self, path: SharePath, bytes: u64) {
+        self.teller.tell(FileEvent::Begun { target: self.teller.target, path, bytes }).await;
+    }
+
     pub(super) async fn done(&self, path: SharePath, bytes: u64, what: FileDone) {
         if what != FileDone::Deleted {
             self.tally.done.fetch_add(1, Ordering::Relaxed);

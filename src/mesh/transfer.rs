@@ -156,6 +156,15 @@ pub enum FileEvent {
         /// Files that are done.
         files: u64,
     },
+    /// A file is begun that takes its time: one of more than a chunk. Several may be under way.
+    Begun {
+        /// Which target.
+        target: u32,
+        /// Where, below the target.
+        path: SharePath,
+        /// Its bytes.
+        bytes: u64,
+    },
     /// One file, link or directory is as it should be, or would be.
     Done {
         /// Which target.

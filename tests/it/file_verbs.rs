@@ -635,7 +635,7 @@ impl Job {
                         return bytes;
                     }
                 }
-                "waiting" => {}
+                "waiting" | "begun" => {}
                 other => panic!("{other} before it was midway: {event}"),
             }
         }

@@ -16,8 +16,8 @@ use crate::wire::control::Failure;
 pub(super) struct Show {
     bars: Option<Bars>,
     dry_run: bool,
-    /// By target: the node at the far end, and whether it was done.
-    targets: Vec<(String, bool)>,
+    /// By target: the node at the far end, and bytes to be moved.
+    targets: Vec<(String, u64)>,
     /// The worst that happened.
     exit: Exit,
     /// There was something to do, or to be left as it was.
@@ -43,7 +43,7 @@ impl Show {
 
     /// Whether each file is to be told.
     pub(super) fn wants_each(&self, out: &Output) -> bool {
-        out.json || out.verbose || self.dry_run || self.bars.is_some()
+        out.json || out.verbose || self.dry_run
     }
 
     /// How it ended, if it ended by itself.
@@ -80,7 +80,7 @@ impl Show {
         }
         match event {
             FileEvent::Planned { target, node, bytes, resumed, .. } => {
-                self.plan(target as usize, node.to_string());
+                self.plan(target as usize, node.to_string(), bytes);
                 if let Some(bars) = &mut self.bars {
                     bars.plan(target as usize, out.talk.harmless(node.as_str()).into_owned(), bytes);
                     bars.advance(target as usize, resumed);
@@ -89,6 +89,11 @@ impl Show {
             FileEvent::Progress { target, bytes, .. } => {
                 if let Some(bars) = &self.bars {
                     bars.advance(target as usize, bytes);
+                }
+            }
+            FileEvent::Begun { target, path, .. } => {
+                if let Some(bars) = &self.bars {
+                    bars.tell(target as usize, out.talk.harmless(&named(&path)).into_owned());
                 }
             }
             FileEvent::Done { target, path, what, .. } => self.done(target, &path, what, out)?,
@@ -109,9 +114,9 @@ impl Show {
                 if let Some(bars) = &mut self.bars {
                     bars.end(target as usize);
                 }
-                if let Some((_, ended)) = self.targets.get_mut(target as usize) {
-                    *ended = true;
-                }
+                // What would be moved was not.
+                let planned = self.targets.get(target as usize).map_or(0, |(_, bytes)| *bytes);
+                let bytes = if self.dry_run { planned } else { bytes };
                 let closing = Closing { files, bytes, resumed, unchanged, deleted, failed, took };
                 self.say(target, &closing.line(self.dry_run), out);
             }
@@ -119,31 +124,25 @@ impl Show {
         Ok(())
     }
 
-    fn plan(&mut self, target: usize, node: String) {
+    fn plan(&mut self, target: usize, node: String, bytes: u64) {
         // Numbers count up; the daemon is ours, but what it says is no reason to take all memory.
         if target < MAX_TARGETS {
-            self.targets.resize(self.targets.len().max(target + 1), (String::new(), false));
-            self.targets[target].0 = node;
+            self.targets.resize(self.targets.len().max(target + 1), (String::new(), 0));
+            self.targets[target] = (node, bytes);
         }
     }
 
     fn done(&mut self, target: u32, path: &SharePath, what: FileDone, out: &mut Output) -> Result<(), Trouble> {
-        if out.json {
+        if out.json || !(out.verbose || self.dry_run) {
             return Ok(());
         }
-        if out.verbose || self.dry_run {
-            let word = word(what, self.dry_run);
-            let line = format!("{}{word} {}", self.label(target), named(path));
-            let line = out.foreign(&line).into_owned();
-            return match &self.bars {
-                Some(bars) => bars.beside(|| out.line(&line).and_then(|()| out.flush())),
-                None => out.line(&line),
-            };
+        let word = word(what, self.dry_run);
+        let line = format!("{}{word} {}", self.label(target), named(path));
+        let line = out.foreign(&line).into_owned();
+        match &self.bars {
+            Some(bars) => bars.beside(|| out.line(&line).and_then(|()| out.flush())),
+            None => out.line(&line),
         }
-        if let Some(bars) = &self.bars {
-            bars.tell(target as usize, out.talk.harmless(&named(path)).into_owned());
-        }
-        Ok(())
     }
 
     /// Talk, which does not disturb the bars. With `--json` all of it is in the objects.
@@ -201,6 +200,9 @@ fn object(event: &FileEvent) -> Value {
         }
         FileEvent::Progress { target, bytes, files } => {
             json!({ "event": "progress", "target": target, "bytes": bytes, "files": files })
+        }
+        FileEvent::Begun { target, path, bytes } => {
+            with_path(json!({ "event": "begun", "target": target, "bytes": bytes }), path)
         }
         FileEvent::Done { target, path, bytes, what } => {
             let object = json!({ "event": "done", "target": target, "bytes": bytes, "what": what });

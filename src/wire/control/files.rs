@@ -24,7 +24,7 @@ pub(crate) struct ListFiles {
 #[serde(deny_unknown_fields)]
 pub(crate) struct MoveFiles {
     pub(crate) job: FileJob,
-    /// Whether each file that is done is told. Else only how far all of them are.
+    /// Whether each file that is done is told. Else only large ones that are begun, and how far all of them are.
     #[serde(default)]
     pub(crate) each: bool,
 }
