@@ -164,14 +164,18 @@ pub(super) async fn compare(
                 Some(Step::Failed { path, message })
             }
             (_, Some(Found::Unread(path, message))) => Some(Step::Failed { path, message }),
+            (Some(Ok(offer)), _) if is_skipped(&offer.info.path) => None, // what it would be in is not made
             (Some(Ok(offer)), was) => {
                 let was = was.and_then(|was| if let Found::File(info) = was { Some(info) } else { None });
-                let was = was.filter(|was| !is_skipped(&was.path));
                 let into = was.as_ref().is_some_and(|was| was.kind == FileKind::Directory);
                 if into && offer.info.kind != FileKind::Directory && terms.selects(&offer.info) {
                     skipped = Some(offer.info.path.clone()); // it is replaced, or stays as it is
                 }
-                differs(offer, was, terms)
+                let step = differs(offer, was, terms);
+                if let Some(Step::Failed { path, .. }) = &step {
+                    skipped = Some(path.clone());
+                }
+                step
             }
             (None, Some(Found::File(info))) if terms.delete && !source.incomplete && !is_skipped(&info.path) => {
                 let whole = terms.regex.is_none();

@@ -36,7 +36,7 @@ use self::place::Place;
 use self::walk::{Found, Wanted};
 use self::words::{Answer, Ask, Purpose};
 use crate::config::ShareConfig;
-use crate::mesh::{FarPlace, FileEvent, FileInfo, FileJob, FileKind, NodeId, NodeName, ShareInfo, SharePath};
+use crate::mesh::{FarPlace, FileEvent, FileInfo, FileJob, FileKind, NodeId, NodeName, ShareInfo};
 use crate::node::{ChannelService, Node, Serving};
 
 /// The shares of a node. Dropping it ends them: transfers under way find nobody.

@@ -57,7 +57,8 @@ impl Tree {
 
     /// Opens a directory, passing no link.
     pub(super) fn directory(&self, path: &SharePath) -> io::Result<OwnedFd> {
-        let mut directory = self.root.as_fd().try_clone_to_owned()?;
+        // What cap-std holds can neither be read nor changed itself.
+        let mut directory = rustix::fs::openat(&self.root, c".", DIRECTORY, Mode::empty())?;
         for part in path.parts() {
             directory = rustix::fs::openat(&directory, part, DIRECTORY, Mode::empty())?;
         }

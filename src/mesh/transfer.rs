@@ -373,7 +373,7 @@ pub(crate) mod byte_string {
 }
 
 /// Bytes of the longest path: as of Linux.
-pub const MAX_PATH: usize = 4096;
+const MAX_PATH: usize = 4096;
 
 #[cfg(test)]
 mod tests {

@@ -15,6 +15,7 @@ mod daemon;
 mod delivery;
 mod examples;
 mod file_verbs;
+mod files;
 mod keys;
 mod membership;
 mod proxy;
