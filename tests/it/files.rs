@@ -209,6 +209,7 @@ impl Told {
             }
             Ok(FileEvent::Failed { target, path, message }) => self.failed.push((target, path.to_string(), message)),
             Ok(FileEvent::Waiting { .. }) => self.waited += 1,
+            Ok(FileEvent::Begun { target, .. }) => assert!(self.planned.contains_key(&target), "the plan comes first"),
             Ok(event @ FileEvent::Finished { target, .. }) => drop(self.finished.insert(target, event)),
             Err(error) => self.errors.push(error),
         }
