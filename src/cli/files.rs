@@ -11,7 +11,7 @@ use self::show::Show;
 use self::words::Way;
 use super::Place;
 use super::args::{GetArgs, LsArgs, PutArgs, SyncArgs};
-use super::client::Client;
+use super::client::{Client, ask};
 use super::output::Output;
 use super::stop::Stop;
 use super::trouble::{Exit, Trouble};
@@ -44,7 +44,8 @@ async fn run(place: &Place, way: Way, kind: JobKind, regex: Option<String>, out:
     let mut stop = Stop::new()?;
     let mut client = Client::connect(place).await?;
     let patterns = way.patterns().filter(|_| regex.is_none());
-    let mut show = Show::new(matches!(kind, JobKind::Sync { dry_run: true, .. }), out);
+    let nodes = ask!(client, Request::Nodes => Reply::Nodes(nodes) => nodes);
+    let mut show = Show::new(matches!(kind, JobKind::Sync { dry_run: true, .. }), way.has_several_targets(&nodes), out);
     let job = FileJob { from: way.from, to: way.to, kind, regex };
     let request = Request::Transfer(MoveFiles { job, each: show.wants_each(out) });
     let wanted = client.begin(request).await?;

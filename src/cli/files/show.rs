@@ -16,6 +16,8 @@ use crate::wire::control::Failure;
 pub(super) struct Show {
     bars: Option<Bars>,
     dry_run: bool,
+    /// Lines say which target they are about.
+    several: bool,
     /// By target: the node at the far end, and bytes to be moved.
     targets: Vec<(String, u64)>,
     /// The worst that happened.
@@ -36,9 +38,9 @@ struct Closing {
 }
 
 impl Show {
-    pub(super) fn new(dry_run: bool, out: &Output) -> Self {
+    pub(super) fn new(dry_run: bool, several: bool, out: &Output) -> Self {
         let bars = (!out.json && !dry_run && out.talk.is_terminal()).then(Bars::new);
-        Self { bars, dry_run, targets: Vec::new(), exit: Exit::Done, found: false }
+        Self { bars, dry_run, several, targets: Vec::new(), exit: Exit::Done, found: false }
     }
 
     /// Whether each file is to be told.
@@ -157,10 +159,10 @@ impl Show {
         }
     }
 
-    /// Which target it is about, where there are several.
+    /// Which target a line is about, where there are several.
     fn label(&self, target: u32) -> String {
         match self.targets.get(target as usize) {
-            Some((node, _)) if self.targets.len() > 1 => format!("{node}: "),
+            Some((node, _)) if self.several => format!("{node}: "),
             _ => String::new(),
         }
     }
