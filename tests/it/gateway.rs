@@ -25,7 +25,8 @@ async fn subroutines_take_arguments_of_all_sorts_and_none() {
     let _none = there.serve("zero", |(): ()| async move { Ok::<_, Failure>(0_u8) }).await.unwrap();
     // Named arguments first, as far as the line goes; then bytes, which nobody decodes.
     let pwm = |request: Request| async move {
-        let end = request.payload.iter().position(|byte| *byte == b'\n').ok_or_else(|| Failure::new("malformed", ""))?;
+        let end =
+            request.payload.iter().position(|byte| *byte == b'\n').ok_or_else(|| Failure::new("malformed", ""))?;
         let named = String::from_utf8_lossy(&request.payload[..end]).into_owned();
         Ok((Codec::Text, Bytes::from(format!("{named}, {} bytes", request.payload.len() - end - 1))))
     };
@@ -76,9 +77,7 @@ async fn a_client_that_ends_leaves_nothing_behind() {
 async fn ten_that_come_at_once_are_all_served_and_a_failure_is_nobody_elses() {
     let cluster = Cluster::new();
     let there = cluster.start("there").await;
-    let handler = |fails: bool| async move {
-        if fails { Err(Failure::new("broken", "as asked")) } else { Ok(42_u8) }
-    };
+    let handler = |fails: bool| async move { if fails { Err(Failure::new("broken", "as asked")) } else { Ok(42_u8) } };
     let _answer = there.serve("answer", handler).await.unwrap();
     let starts = join_all((0..10).map(|number| cluster.builder(&format!("client {number}")).start())).await;
     let clients: Vec<Node> = starts.into_iter().map(Result::unwrap).collect();
