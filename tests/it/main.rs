@@ -16,6 +16,7 @@ mod delivery;
 mod examples;
 mod file_verbs;
 mod files;
+mod gateway;
 mod keys;
 mod membership;
 mod proxy;
