@@ -11,12 +11,12 @@ use self::show::Show;
 use self::words::Way;
 use super::Place;
 use super::args::{GetArgs, LsArgs, PutArgs, SyncArgs};
-use super::client::{Client, ask};
+use super::client::Client;
 use super::output::Output;
 use super::stop::Stop;
 use super::trouble::{Exit, Trouble};
 use crate::mesh::{FileJob, JobKind};
-use crate::wire::control::{Answer, JobEvent, MoveFiles, NotDone, Reply, Request};
+use crate::wire::control::{Answer, JobEvent, JobStarted, MoveFiles, NotDone, Reply, Request};
 
 pub(super) async fn ls(place: Place, args: LsArgs, out: &mut Output) -> Result<Exit, Trouble> {
     let mut client = Client::connect(&place).await?;
@@ -44,8 +44,7 @@ async fn run(place: &Place, way: Way, kind: JobKind, regex: Option<String>, out:
     let mut stop = Stop::new()?;
     let mut client = Client::connect(place).await?;
     let patterns = way.patterns().filter(|_| regex.is_none());
-    let nodes = ask!(client, Request::Nodes => Reply::Nodes(nodes) => nodes);
-    let mut show = Show::new(matches!(kind, JobKind::Sync { dry_run: true, .. }), way.has_several_targets(&nodes), out);
+    let mut show = Show::new(matches!(kind, JobKind::Sync { dry_run: true, .. }), out);
     let job = FileJob { from: way.from, to: way.to, kind, regex };
     let request = Request::Transfer(MoveFiles { job, each: show.wants_each(out) });
     let wanted = client.begin(request).await?;
@@ -66,6 +65,7 @@ async fn run(place: &Place, way: Way, kind: JobKind, regex: Option<String>, out:
             }
         };
         match answer {
+            Answer::JobStarted(JobStarted { id, targets }) if id == wanted => show.started(targets),
             Answer::Job(JobEvent { id, event }) if id == wanted => show.event(event, out)?,
             Answer::NotDone(NotDone { id, failure }) if id == wanted => show.not_done(failure, out)?,
             Answer::Reply { id, reply: Reply::Done } if id == wanted => match patterns {

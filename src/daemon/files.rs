@@ -11,7 +11,7 @@ use crate::config::ShareConfig;
 use crate::files::{ShareError, Sharing};
 use crate::mesh::FileEvent;
 use crate::node::Node;
-use crate::wire::control::{Answer, Failure, JobEvent, ListFiles, ListedFile, MoveFiles, NotDone, Reply};
+use crate::wire::control::{Answer, Failure, JobEvent, JobStarted, ListFiles, ListedFile, MoveFiles, NotDone, Reply};
 
 /// Shares what the settings say, as long as the guard lives. Relative paths start at `dir`.
 pub(super) async fn share(node: &Node, shares: &[ShareConfig], dir: &Path) -> Result<Sharing, ShareError> {
@@ -49,6 +49,10 @@ pub(super) async fn list(node: &Node, id: u64, list: ListFiles, outbox: &Outbox)
 pub(super) async fn transfer(node: &Node, id: u64, what: MoveFiles, outbox: &Outbox) -> Result<Reply, Failure> {
     let MoveFiles { job, each } = what;
     let mut transfer = node.transfer(job).map_err(file_failure)?;
+    let started = Answer::JobStarted(JobStarted { id, targets: transfer.targets() });
+    if let Err(Gone) = outbox.push(&started).await {
+        return Ok(Reply::Done);
+    }
     while let Some(news) = transfer.next().await {
         let answer = match news {
             Ok(FileEvent::Done { .. }) if !each => continue,

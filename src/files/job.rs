@@ -105,6 +105,10 @@ impl Job {
         Ok(Self { node: node.clone(), sources, targets, kind: job.kind, regex })
     }
 
+    pub(super) fn targets(&self) -> u32 {
+        u32::try_from(self.targets.len()).unwrap_or(u32::MAX)
+    }
+
     /// Does it, all targets at once. Each fails on its own.
     pub(super) async fn run(self, events: Events) {
         let job = Arc::new(self);

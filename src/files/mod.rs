@@ -59,6 +59,7 @@ pub struct Listing {
 /// What happens has to be read: a job does not go on while 1024 events wait.
 #[derive(Debug)]
 pub struct Transfer {
+    targets: u32,
     events: mpsc::Receiver<Result<FileEvent, FileError>>,
     _task: AbortOnDropHandle<()>,
 }
@@ -141,7 +142,8 @@ impl Node {
     pub fn transfer(&self, job: FileJob) -> Result<Transfer, FileError> {
         let job = Job::new(self, job)?;
         let (tell, events) = mpsc::channel(EVENTS);
-        Ok(Transfer { events, _task: AbortOnDropHandle::new(tokio::spawn(job.run(tell))) })
+        let targets = job.targets();
+        Ok(Transfer { targets, events, _task: AbortOnDropHandle::new(tokio::spawn(job.run(tell))) })
     }
 }
 
@@ -190,6 +192,12 @@ impl Listing {
 }
 
 impl Transfer {
+    /// How many targets it has: places, and nodes that a name means.
+    #[must_use]
+    pub fn targets(&self) -> u32 {
+        self.targets
+    }
+
     /// What happens next. An error ends one target, or what is got from there; others go on. `None` at the end.
     ///
     /// # Cancel safety

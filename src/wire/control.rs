@@ -16,7 +16,7 @@ use serde::de::DeserializeOwned;
 pub(crate) use self::answer::{
     Answer, Answered, Called, Delivery, Failure, FailureKind, Incoming, Outcome, Part, Remote, Reply, Secret, Welcome,
 };
-pub(crate) use self::files::{JobEvent, ListFiles, ListedFile, MoveFiles, NotDone};
+pub(crate) use self::files::{JobEvent, JobStarted, ListFiles, ListedFile, MoveFiles, NotDone};
 pub(crate) use self::request::{
     Acknowledge, Call, Callee, Listen, Open, Overflow, Question, Request, Send, Serve, Spoken,
 };
@@ -185,6 +185,7 @@ mod tests {
         through(&Answer::File(ListedFile { id: 11, node: sender, name, file }));
         let event = FileEvent::Failed { target: 1, path: far.path, message: "no".to_owned() };
         through(&Answer::Job(JobEvent { id: 13, event }));
+        through(&Answer::JobStarted(JobStarted { id: 13, targets: 2 }));
         through(&Answer::NotDone(NotDone { id: 13, failure: Failure::new(FailureKind::Refused, "no") }));
         let handle = Secret::new(Zeroizing::new("secret".to_owned()));
         through(&Question { id: 10, request: Request::Adopt { handle } });

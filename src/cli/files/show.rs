@@ -38,9 +38,9 @@ struct Closing {
 }
 
 impl Show {
-    pub(super) fn new(dry_run: bool, several: bool, out: &Output) -> Self {
+    pub(super) fn new(dry_run: bool, out: &Output) -> Self {
         let bars = (!out.json && !dry_run && out.talk.is_terminal()).then(Bars::new);
-        Self { bars, dry_run, several, targets: Vec::new(), exit: Exit::Done, found: false }
+        Self { bars, dry_run, several: false, targets: Vec::new(), exit: Exit::Done, found: false }
     }
 
     /// Whether each file is to be told.
@@ -51,6 +51,10 @@ impl Show {
     /// How it ended, if it ended by itself.
     pub(super) fn exit(&self) -> Exit {
         self.exit
+    }
+
+    pub(super) fn started(&mut self, targets: u32) {
+        self.several = targets > 1;
     }
 
     /// Whether all went well, and nothing was there.

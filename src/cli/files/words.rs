@@ -6,7 +6,7 @@ use std::path::Path;
 
 use crate::cli::quoted;
 use crate::cli::trouble::{Exit, Trouble};
-use crate::mesh::{FarPlace, FilePlace, NodeId, NodeInfo, NodeName, SharePath};
+use crate::mesh::{FarPlace, FilePlace, NodeId, NodeName, SharePath};
 
 /// One word.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,14 +32,6 @@ impl Way {
             FilePlace::Here(_) => None,
         });
         patterns.collect::<Option<Vec<_>>>().map(|patterns| patterns.join(" "))
-    }
-
-    /// Whether it leads to several places, among these nodes: a name means all of them that have it.
-    pub(super) fn has_several_targets(&self, nodes: &[NodeInfo]) -> bool {
-        match &self.to[..] {
-            [FilePlace::There(place)] => nodes.iter().filter(|node| node.name.as_str() == place.node).count() > 1,
-            to => to.len() > 1,
-        }
     }
 }
 

@@ -8,7 +8,7 @@ use zeroize::Zeroizing;
 
 #[cfg(doc)]
 use super::Request;
-use super::{JobEvent, ListedFile, NotDone, Spoken};
+use super::{JobEvent, JobStarted, ListedFile, NotDone, Spoken};
 use crate::mesh::{
     Codec, Event, KeyInfo, NodeId, NodeInfo, NodeName, PeerId, PeerInfo, SendReport, ServiceInfo, ServiceName,
     ShareInfo, Status, Topic, TopicInfo,
@@ -45,6 +45,8 @@ pub(crate) enum Answer {
     Part(Part),
     /// A file that [`Request::Files`] lists.
     File(ListedFile),
+    /// A job of [`Request::Transfer`] is begun.
+    JobStarted(JobStarted),
     /// Something that happened in a job of [`Request::Transfer`].
     Job(JobEvent),
     /// What one node was to do for [`Request::Files`] or [`Request::Transfer`], and did not.

@@ -49,6 +49,15 @@ pub(crate) struct NotDone {
     pub(crate) failure: Failure,
 }
 
+/// A job makes sense, and is begun.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct JobStarted {
+    /// The request that it belongs to.
+    pub(crate) id: u64,
+    /// How many targets there are: places, and nodes that a name means.
+    pub(crate) targets: u32,
+}
+
 /// Something that happened in a job.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct JobEvent {
