@@ -87,7 +87,9 @@ impl Job {
         let several = job.to.len() > 1;
         for to in job.to {
             match (to, &sources) {
-                (FilePlace::Here(_), From::Here(_)) => return usage("both sides are here: one is to be at another node"),
+                (FilePlace::Here(_), From::Here(_)) => {
+                    return usage("both sides are here: one is to be at another node");
+                }
                 (FilePlace::There(_), From::There(_)) => {
                     return usage("both sides are at other nodes: one is to be here");
                 }
@@ -138,7 +140,13 @@ impl Job {
         }
     }
 
-    async fn target(&self, number: u32, far: Option<Arc<Far>>, events: &Events, taken: &Taken) -> Result<(), FileError> {
+    async fn target(
+        &self,
+        number: u32,
+        far: Option<Arc<Far>>,
+        events: &Events,
+        taken: &Taken,
+    ) -> Result<(), FileError> {
         let teller = Teller { target: number, events: events.clone() };
         let node = match (&far, &self.sources) {
             (Some(far), _) => far.name().clone(),
@@ -270,7 +278,12 @@ impl Job {
         leg.run().await.map_err(|trouble| trouble.of(name))
     }
 
-    async fn open_here(&self, path: &Path, goes_in: bool, dry_run: bool) -> Result<(Place, SharePath, bool), FileError> {
+    async fn open_here(
+        &self,
+        path: &Path,
+        goes_in: bool,
+        dry_run: bool,
+    ) -> Result<(Place, SharePath, bool), FileError> {
         let (path, slash) = (path.to_owned(), path.as_os_str().as_bytes().ends_with(b"/"));
         let opened = super::share::blocking(move || Ok(open_here(&path, goes_in || slash, dry_run))).await;
         opened.map_err(|trouble| trouble.of("this machine".to_owned()))?
