@@ -48,8 +48,16 @@ async fn main() -> Anything {
         let _ = std::fs::remove_file(there.join("film"));
         let put = run(&client, to("film"), far("film")?, JobKind::Copy).await?;
         let got = run(&client, far("film")?, to("got"), JobKind::Copy).await?;
-        line(&format!("put 1 GiB, {:.0} % of messages", 100.0 * messages.as_secs_f64() / put.as_secs_f64()), 1 << 30, put);
-        line(&format!("get 1 GiB, {:.0} % of messages", 100.0 * messages.as_secs_f64() / got.as_secs_f64()), 1 << 30, got);
+        line(
+            &format!("put 1 GiB, {:.0} % of messages", 100.0 * messages.as_secs_f64() / put.as_secs_f64()),
+            1 << 30,
+            put,
+        );
+        line(
+            &format!("get 1 GiB, {:.0} % of messages", 100.0 * messages.as_secs_f64() / got.as_secs_f64()),
+            1 << 30,
+            got,
+        );
         std::fs::remove_file(here.join("got"))?;
         if round == 0 {
             memory();
@@ -102,7 +110,12 @@ async fn messages(client: &Node, server: &Node, block: &[u8]) -> Result<Duration
     Ok(began.elapsed())
 }
 
-async fn run(client: &Node, from: FilePlace, to: FilePlace, kind: JobKind) -> Result<Duration, Box<dyn std::error::Error>> {
+async fn run(
+    client: &Node,
+    from: FilePlace,
+    to: FilePlace,
+    kind: JobKind,
+) -> Result<Duration, Box<dyn std::error::Error>> {
     let began = Instant::now();
     let mut transfer = client.transfer(FileJob { from: vec![from], to: vec![to], kind, regex: None })?;
     while let Some(event) = transfer.next().await {
@@ -127,5 +140,8 @@ fn line(what: &str, bytes: u64, took: Duration) {
 #[expect(clippy::print_stdout, reason = "what it measures")]
 fn memory() {
     let status = std::fs::read_to_string(Path::new("/proc/self/status")).unwrap_or_default();
-    status.lines().filter(|line| line.starts_with("VmHWM") || line.starts_with("VmRSS")).for_each(|line| println!("{line}"));
+    status
+        .lines()
+        .filter(|line| line.starts_with("VmHWM") || line.starts_with("VmRSS"))
+        .for_each(|line| println!("{line}"));
 }

@@ -47,6 +47,7 @@
 //! | offer and call services | [`Node::serve`], [`Serving`], [`Node::call`], [`Service`], [`CallError`], [`Failure`] |
 //! | speak with a node, both ways | [`Node::open`], [`Node::accept`], [`Channel`], [`ChannelHandle`], [`ChannelGroup`] |
 //! | answer with a stream of replies | [`Node::serve_stream`], [`Node::call_stream`], [`ReplyStream`] |
+//! | share, list and move files | [`Node::share`], [`Node::list_files`], [`Node::transfer`], [`FileJob`], [`FileEvent`], [`FileError`] |
 //! | keep meshes apart | [`NetworkKey`], [`Ticket`], [`Identity`] |
 //!
 //! The daemon `meshd` is this library behind a Unix socket; programs in other languages use that.

@@ -22,13 +22,31 @@ pub(super) struct Offer {
 #[derive(Debug)]
 pub(super) enum Step {
     /// A file is to be moved.
-    Move { offer: Offer, was: Was },
-    Directory { path: SharePath, was: Was },
-    Link { path: SharePath, to: Vec<u8>, modified_ns: i64, was: Was },
+    Move {
+        offer: Offer,
+        was: Was,
+    },
+    Directory {
+        path: SharePath,
+        was: Was,
+    },
+    Link {
+        path: SharePath,
+        to: Vec<u8>,
+        modified_ns: i64,
+        was: Was,
+    },
     /// Only permissions and times. Those of directories are set at the end.
-    Attributes { info: FileInfo },
-    Delete { path: SharePath },
-    Failed { path: SharePath, message: String },
+    Attributes {
+        info: FileInfo,
+    },
+    Delete {
+        path: SharePath,
+    },
+    Failed {
+        path: SharePath,
+        message: String,
+    },
     /// It is as it should be.
     Same,
 }
@@ -39,7 +57,9 @@ pub(super) enum Was {
     Nothing,
     Other,
     /// A file of the same size, changed at another time: maybe it is the same.
-    Alike { modified_ns: i64 },
+    Alike {
+        modified_ns: i64,
+    },
     /// Something that cannot be replaced, and has to be deleted before.
     InTheWay,
 }
@@ -106,7 +126,9 @@ impl Offers {
                 (Some(Found::File(info)), None) => {
                     offer = Some(Offer { holders: vec![(at, info.modified_ns)], info });
                 }
-                (Some(Found::File(info)), Some(offer)) if offer.info.kind == info.kind && offer.info.bytes == info.bytes => {
+                (Some(Found::File(info)), Some(offer))
+                    if offer.info.kind == info.kind && offer.info.bytes == info.bytes =>
+                {
                     offer.holders.push((at, info.modified_ns));
                 }
                 (Some(Found::Unread(path, why)), _) => unread = Some((path, why)),

@@ -92,7 +92,13 @@ impl Far {
     }
 
     /// Asks, and if the node is lost meanwhile and it `waits`, asks again when it is back: all that is asked may be done twice.
-    pub(super) async fn ask(&self, share: &str, ask: Ask, data: Bytes, waits: bool) -> Result<(Answer, Bytes), Trouble> {
+    pub(super) async fn ask(
+        &self,
+        share: &str,
+        ask: Ask,
+        data: Bytes,
+        waits: bool,
+    ) -> Result<(Answer, Bytes), Trouble> {
         let payload = words::pack(data, &Asked { share: share.to_owned(), ask })?;
         loop {
             let id = self.id();
@@ -140,7 +146,9 @@ impl Far {
     /// What it means that a channel does not go on.
     pub(super) fn list_trouble(&self, error: ChannelError) -> Trouble {
         match error {
-            ChannelError::Failed(remote) if remote.failure.kind != "disconnected" => Trouble::from_failure(remote.failure),
+            ChannelError::Failed(remote) if remote.failure.kind != "disconnected" => {
+                Trouble::from_failure(remote.failure)
+            }
             ChannelError::Shutdown => Trouble::new(Kind::Closed, error.to_string()),
             error => Trouble::new(Kind::Lost, format!("{} is lost: {error}", self.name)),
         }

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 
+use futures::future::try_join_all;
 use regex::bytes::Regex;
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
@@ -87,7 +88,9 @@ impl Job {
         let several = job.to.len() > 1;
         for to in job.to {
             match (to, &sources) {
-                (FilePlace::Here(_), From::Here(_)) => return usage("both sides are here: one is to be at another node"),
+                (FilePlace::Here(_), From::Here(_)) => {
+                    return usage("both sides are here: one is to be at another node");
+                }
                 (FilePlace::There(_), From::There(_)) => {
                     return usage("both sides are at other nodes: one is to be here");
                 }
@@ -142,7 +145,13 @@ impl Job {
         }
     }
 
-    async fn target(&self, number: u32, far: Option<Arc<Far>>, events: &Events, taken: &Taken) -> Result<(), FileError> {
+    async fn target(
+        &self,
+        number: u32,
+        far: Option<Arc<Far>>,
+        events: &Events,
+        taken: &Taken,
+    ) -> Result<(), FileError> {
         let teller = Teller { target: number, events: events.clone() };
         let node = match (&far, &self.sources) {
             (Some(far), _) => far.name().clone(),
@@ -160,17 +169,31 @@ impl Job {
         let run = async {
             match &self.sources {
                 From::Here(paths) => {
-                    for path in paths {
-                        let (source, leaf, is_directory) = here(path).await?;
-                        let sources = vec![source];
-                        self.leg(&target, number, &far, sources, leaf, is_directory, paths.len() > 1).await?;
+                    let names: Vec<_> = paths.iter().map(|path| path.file_name().unwrap_or_default().as_bytes()).collect();
+                    for some in paths.chunks(at_once(&names)) {
+                        let legs = some.iter().map(|path| async {
+                            let (source, leaf, is_directory) = here(path).await?;
+                            let sources = vec![source];
+                            self.leg(&target, number, &far, sources, leaf, is_directory, paths.len() > 1).await
+                        });
+                        try_join_all(legs).await?;
                     }
                 }
                 From::There(all) => {
-                    for (place, nodes, by_name) in all {
-                        let (sources, is_directory) = self.there(&target, place, nodes, *by_name, taken).await?;
-                        let leaf = place.path.split().map_or(place.share.as_bytes(), |(_, leaf)| leaf);
-                        self.leg(&target, number, &far, sources, leaf.to_owned(), is_directory, all.len() > 1).await?;
+                    let leaf = |place: &FarPlace| {
+                        place.path.split().map_or(place.share.as_bytes(), |(_, leaf)| leaf).to_owned()
+                    };
+                    let leaves: Vec<_> = all.iter().map(|(place, ..)| leaf(place)).collect();
+                    let names: Vec<_> = leaves.iter().map(Vec::as_slice).collect();
+                    // What a pattern finds may be anywhere.
+                    let has_pattern = |place: &FarPlace| place.path.as_bytes().iter().any(|byte| b"*?[".contains(byte));
+                    let patterns = all.iter().any(|(place, ..)| has_pattern(place));
+                    for some in all.chunks(if patterns { 1 } else { at_once(&names) }) {
+                        let legs = some.iter().map(|(place, nodes, by_name)| async {
+                            let (sources, is_directory) = self.there(&target, place, nodes, *by_name, taken).await?;
+                            self.leg(&target, number, &far, sources, leaf(place), is_directory, all.len() > 1).await
+                        });
+                        try_join_all(legs).await?;
                     }
                 }
             }
@@ -274,7 +297,12 @@ impl Job {
         leg.run().await.map_err(|trouble| trouble.of(name))
     }
 
-    async fn open_here(&self, path: &Path, goes_in: bool, dry_run: bool) -> Result<(Place, SharePath, bool), FileError> {
+    async fn open_here(
+        &self,
+        path: &Path,
+        goes_in: bool,
+        dry_run: bool,
+    ) -> Result<(Place, SharePath, bool), FileError> {
         let (path, slash) = (path.to_owned(), path.as_os_str().as_bytes().ends_with(b"/"));
         let opened = super::share::blocking(move || Ok(open_here(&path, goes_in || slash, dry_run))).await;
         opened.map_err(|trouble| trouble.of("this machine".to_owned()))?
@@ -341,6 +369,12 @@ fn open_source(path: &Path) -> Result<(Source, Vec<u8>, bool), FileError> {
     Ok((source, leaf, found.is_dir()))
 }
 
+/// How many of these go at once: one after the other, if two may come to the same file.
+fn at_once(names: &[&[u8]]) -> usize {
+    let distinct: BTreeSet<_> = names.iter().collect();
+    if distinct.len() < names.len() { 1 } else { LEGS }
+}
+
 /// # Errors
 /// It is none.
 pub(super) fn expression(regex: Option<&str>) -> Result<Option<Regex>, FileError> {
@@ -356,6 +390,8 @@ fn absolute(path: Vec<u8>) -> Result<PathBuf, FileError> {
     }
 }
 
+/// Words of a job that are done at once: each waits for answers, and most are about one file.
+const LEGS: usize = 16;
 /// Chunks under way to or from one node.
 const CHUNKS: usize = 8;
 /// Chunks under way for one target, however many nodes they come from.

@@ -27,7 +27,9 @@ struct Holder {
     version: Version,
     /// Chunks that it was asked for.
     asked: usize,
-    /// What it has is known to be the same.
+    /// What it has, once it has said so.
+    hash: Option<[u8; 32]>,
+    /// That is known to be the same.
     joins: bool,
     gone: bool,
 }
@@ -205,7 +207,8 @@ impl Leg {
     /// Looks at a file again that has changed, and moves what it is now.
     async fn again(self: &Arc<Self>, mut offer: Offer, was: Was, mut why: Trouble) -> Result<(), Trouble> {
         for _ in 0..AGAIN {
-            let number = offer.holders[0].0;
+            let alive = |(source, _): &&(usize, i64)| !self.sources[*source].lost.load(Ordering::Relaxed);
+            let number = offer.holders.iter().find(alive).map_or(offer.holders[0].0, |(source, _)| *source);
             let source = &self.sources[number];
             let path = source.root.join(&offer.info.path);
             let looked = source.place.look(&path, Purpose::Get, false).await;
@@ -279,7 +282,7 @@ impl Leg {
         let mut holders = self.holders(offer, size);
         let mut hashing = self.hashing(offer, &holders);
         let mut agreed: Option<[u8; 32]> = None;
-        let mut early: Vec<(usize, [u8; 32])> = Vec::new();
+        let mut why = unexpected();
         let mut coming: FuturesUnordered<Coming<'_>> = FuturesUnordered::new();
         let (mut root, mut next, mut again, mut moved) = (Root::default(), 0, Vec::new(), 0);
         loop {
@@ -302,11 +305,15 @@ impl Leg {
                 holders[holder].asked += 1;
                 coming.push(self.one_chunk(offer, version, holder, &holders, index, &path).boxed());
             }
-            if coming.is_empty() {
+            if coming.is_empty() && again.is_empty() && next >= count {
                 break;
             }
+            if coming.is_empty() && hashing.is_empty() {
+                // All who had it are gone: the first that comes back is asked again.
+                return Err(Trouble { kind: Kind::Changed, ..why });
+            }
             tokio::select! {
-                Some(came) = coming.next() => {
+                Some(came) = coming.next(), if !coming.is_empty() => {
                     holders[came.holder].asked -= 1;
                     match came.result {
                         Ok(value) => {
@@ -316,35 +323,37 @@ impl Leg {
                             self.target.tally.bytes.fetch_add(bytes, Ordering::Relaxed);
                         }
                         // Another one has it, or may turn out to have it.
-                        Err((_, Side::Source)) if others(&holders, came.holder) => {
+                        Err((trouble, Side::Source)) if others(&holders, came.holder) => {
+                            if trouble.kind == Kind::Lost {
+                                self.sources[holders[came.holder].source].lost.store(true, Ordering::Relaxed);
+                            }
                             holders[came.holder].gone = true;
                             again.push(came.index);
-                            if free(&holders).is_none() && coming.is_empty() && hashing.is_empty() {
-                                holders.iter_mut().for_each(|holder| holder.joins |= !holder.gone);
-                            }
+                            why = trouble;
                         }
                         Err((trouble, _)) => return Err(trouble),
                     }
                 }
                 Some((holder, result)) = hashing.next(), if !hashing.is_empty() => match result {
-                    Ok(hash) if holder == 0 => {
-                        agreed = Some(hash);
-                        for (other, hash) in early.drain(..) {
-                            holders[other].joins = agreed == Some(hash);
-                            holders[other].gone |= agreed != Some(hash);
+                    Ok(hash) => {
+                        holders[holder].hash = Some(hash);
+                        if holder == 0 {
+                            agreed = Some(hash);
                         }
                     }
-                    Ok(hash) if agreed.is_none() && holders[0].gone => {
-                        (agreed, holders[holder].joins) = (Some(hash), true);
-                    }
-                    Ok(hash) => match agreed {
-                        Some(agreed) if agreed == hash => holders[holder].joins = true,
-                        Some(_) => holders[holder].gone = true,
-                        None => early.push((holder, hash)),
-                    },
-                    Err(_) if holder == 0 => {}
+                    Err(_) if holder == 0 => {} // its chunks will tell
                     Err(_) => holders[holder].gone = true,
                 },
+            }
+            // What the first has counts. If it is gone, what the next has.
+            if agreed.is_none() && holders[0].gone {
+                agreed = holders.iter().find(|holder| !holder.gone).and_then(|holder| holder.hash);
+            }
+            if agreed.is_some() {
+                for holder in &mut holders[1..] {
+                    holder.joins = holder.hash == agreed;
+                    holder.gone |= holder.hash.is_some() && holder.hash != agreed;
+                }
             }
         }
         let root = root.finish(count).ok_or_else(|| Trouble::new(Kind::Changed, format!("{path}: it is not whole")))?;
@@ -378,7 +387,7 @@ impl Leg {
         }
         let holder = |(at, (source, modified_ns)): (usize, (usize, i64))| {
             let version = Version { size, modified_ns };
-            Holder { source, version, asked: 0, joins: at == 0, gone: false }
+            Holder { source, version, asked: 0, hash: None, joins: at == 0, gone: false }
         };
         all.into_iter().enumerate().map(holder).collect()
     }
@@ -444,6 +453,9 @@ impl Leg {
             self.sink.ask(Ask::Held { path: to, version, first, count }, Bytes::new()),
         );
         let (Answer::Values(ours), Answer::Values(theirs)) = (ours?.0, theirs?.0) else { return Err(unexpected()) };
+        if ours.len() as u64 != count * 32 || theirs.len() as u64 != count * 32 {
+            return Err(unexpected());
+        }
         let mut resumed = 0;
         let both = ours.as_chunks::<32>().0.iter().zip(theirs.as_chunks::<32>().0);
         for ((value, there), index) in both.zip(first..last) {
@@ -452,11 +464,6 @@ impl Leg {
                 resumed += chunks::length(version.size, index) as u64;
             } else {
                 held.set(index, false);
-            }
-        }
-        for index in first..last {
-            if held.has(index) && root.reached() <= index && ours.len() / 32 <= (index - first) as usize {
-                held.set(index, false); // it was not told of
             }
         }
         self.target.tally.resumed.fetch_add(resumed, Ordering::Relaxed);

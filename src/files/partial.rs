@@ -144,7 +144,11 @@ impl Partial {
         let partial = Self { directory, path: path.clone(), version, data, list, held };
         let mut head = [0; HEAD];
         let known = read_at(&partial.list, &mut head, 0).map_err(io)? == HEAD && head == partial.head();
-        if known { partial.check().map_err(io)? } else { partial.reset().map_err(io)? }
+        if known {
+            partial.check().map_err(io)?
+        } else {
+            partial.reset().map_err(io)?
+        }
         Ok(partial)
     }
 
@@ -246,7 +250,13 @@ impl Partial {
 }
 
 /// A small file, at once.
-pub(super) fn write(directory: &OwnedFd, path: &SharePath, bytes: &[u8], mode: u32, modified_ns: i64) -> io::Result<()> {
+pub(super) fn write(
+    directory: &OwnedFd,
+    path: &SharePath,
+    bytes: &[u8],
+    mode: u32,
+    modified_ns: i64,
+) -> io::Result<()> {
     let name = fresh();
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let file = allowing_for(directory, || rustix::fs::openat(directory, &name, flags, PRIVATE))?;
@@ -278,7 +288,14 @@ pub(super) fn link(directory: &OwnedFd, path: &SharePath, to: &[u8], modified_ns
     Ok(())
 }
 
-fn finish(directory: &OwnedFd, file: &OwnedFd, name: &[u8], path: &SharePath, mode: u32, modified_ns: i64) -> io::Result<()> {
+fn finish(
+    directory: &OwnedFd,
+    file: &OwnedFd,
+    name: &[u8],
+    path: &SharePath,
+    mode: u32,
+    modified_ns: i64,
+) -> io::Result<()> {
     rustix::fs::fchmod(file, Mode::from_bits_truncate(mode & tree::KEPT_MODES))?;
     rustix::fs::futimens(file, &tree::times(modified_ns))?;
     place(directory, name, path)

@@ -50,7 +50,8 @@ pub(super) async fn share(node: &Node, shares: Vec<ShareConfig>) -> Result<Shari
         }
     }
     let partials = Arc::new(Partials::default());
-    let shares = Arc::new(Shares { shares: named, partials: Arc::clone(&partials), lists: Semaphore::new(LISTS_AT_ONCE) });
+    let shares =
+        Arc::new(Shares { shares: named, partials: Arc::clone(&partials), lists: Semaphore::new(LISTS_AT_ONCE) });
     let (here, all) = (node.clone(), Arc::clone(&shares));
     let handler = move |request: crate::node::Request| {
         let (node, shares) = (here.clone(), Arc::clone(&all));

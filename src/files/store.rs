@@ -241,7 +241,8 @@ impl Store {
             };
             let content = data.get(at..at + bytes).filter(|content| *blake3::hash(content).as_bytes() == hash);
             at += bytes;
-            let content = content.ok_or_else(|| Trouble::new(Kind::Changed, format!("{path}: it is not what was sent")))?;
+            let content =
+                content.ok_or_else(|| Trouble::new(Kind::Changed, format!("{path}: it is not what was sent")))?;
             self.may_put(path)?;
             let io = |error: io::Error| Trouble::io(path, &error);
             let (directory, _) = ways.make(path).map_err(io)?;
@@ -384,14 +385,21 @@ fn is_directory(parent: &OwnedFd, name: &[u8]) -> bool {
 
 fn many(count: usize) -> Result<(), Trouble> {
     let fits = count <= MOST_OF_MANY;
-    if fits { Ok(()) } else { Err(Trouble::new(Kind::Bad, format!("{count} files at once, of at most {MOST_OF_MANY}"))) }
+    if fits {
+        Ok(())
+    } else {
+        Err(Trouble::new(Kind::Bad, format!("{count} files at once, of at most {MOST_OF_MANY}")))
+    }
 }
 
 /// As many of some chunks as there are.
 fn some(version: Version, first: u64, count: u64) -> Result<u64, Trouble> {
     let chunks = chunks::count(version.size);
     if version.size > chunks::MAX_FILE || first >= chunks || count > MOST_VALUES {
-        return Err(Trouble::new(Kind::Bad, format!("no chunks {first} to {} of {chunks}", first.saturating_add(count))));
+        return Err(Trouble::new(
+            Kind::Bad,
+            format!("no chunks {first} to {} of {chunks}", first.saturating_add(count)),
+        ));
     }
     Ok(count.min(chunks - first))
 }

@@ -167,9 +167,10 @@ impl Leg {
             ..Wanted::default()
         };
         let waits = self.sources.len() == 1;
-        let lists = self.sources.iter().map(|source| {
-            source.place.list(Purpose::Get, wanted(&source.root, &source.pattern), waits)
-        });
+        let lists = self
+            .sources
+            .iter()
+            .map(|source| source.place.list(Purpose::Get, wanted(&source.root, &source.pattern), waits));
         let pattern = self.sources.first().and_then(|source| source.pattern.clone());
         (Offers::new(lists.collect()), self.sink.list(Purpose::Put, wanted(&self.to, &pattern), true))
     }

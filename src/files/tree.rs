@@ -111,9 +111,11 @@ impl<'a> Ways<'a> {
         for part in parent.parts() {
             directory = match rustix::fs::openat(&directory, part, DIRECTORY, Mode::empty()) {
                 Err(Errno::NOENT) => {
-                    allowing_for(&directory, || match rustix::fs::mkdirat(&directory, part, Mode::from_bits_truncate(0o777)) {
-                        Err(Errno::EXIST) => Ok(()), // by somebody else, just now
-                        made => made,
+                    allowing_for(&directory, || {
+                        match rustix::fs::mkdirat(&directory, part, Mode::from_bits_truncate(0o777)) {
+                            Err(Errno::EXIST) => Ok(()), // by somebody else, just now
+                            made => made,
+                        }
                     })?;
                     rustix::fs::openat(&directory, part, DIRECTORY, Mode::empty())?
                 }
@@ -182,4 +184,5 @@ fn plain(path: std::path::PathBuf) -> io::Result<SharePath> {
 pub(super) const KEPT_MODES: u32 = 0o777;
 const ALL_MODES: u32 = 0o7777;
 const NS: i64 = 1_000_000_000;
-pub(super) const DIRECTORY: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+pub(super) const DIRECTORY: OFlags =
+    OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);

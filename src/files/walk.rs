@@ -120,10 +120,13 @@ impl Matcher {
     fn leads_on(&self, path: &str, depth: usize) -> bool {
         match self.starts.get(depth - 1) {
             Some(start) => start.is_match(path),
-            None => self.endless && self.starts.last().is_none_or(|last| {
-                let start: Vec<&str> = path.split('/').take(self.starts.len()).collect();
-                last.is_match(start.join("/"))
-            }),
+            None => {
+                self.endless
+                    && self.starts.last().is_none_or(|last| {
+                        let start: Vec<&str> = path.split('/').take(self.starts.len()).collect();
+                        last.is_match(start.join("/"))
+                    })
+            }
         }
     }
 }
@@ -139,7 +142,8 @@ impl Walk {
         let root = root.ok_or_else(|| Trouble::new(Kind::NotThere, format!("there is no '{}'", wanted.root)))?;
         let mut walk = Self { matcher, first: None, levels: Vec::new(), wanted };
         if root.kind == FileKind::Directory {
-            let directory = tree.directory(&walk.wanted.root).map_err(|error| Trouble::io(&walk.wanted.root, &error))?;
+            let directory =
+                tree.directory(&walk.wanted.root).map_err(|error| Trouble::io(&walk.wanted.root, &error))?;
             let names = names(&directory).map_err(|error| Trouble::io(&walk.wanted.root, &error))?;
             let taken = walk.matcher.is_none();
             walk.levels.push(Level { directory, path: SharePath::default(), names, taken });
@@ -277,8 +281,22 @@ mod tests {
         let wanted = Wanted { recursive: true, ..Wanted::default() };
         let all = list(&tree, wanted.clone());
         let expected = [
-            "", "a", "a/x", "a/x/1", "a/x/2", "a/y.txt", "a.b", "a.b/1", "b.txt", "c", "c/d", "c/d/e", "c/d/e/f.txt", "out",
-            "z", "z/[1]",
+            "",
+            "a",
+            "a/x",
+            "a/x/1",
+            "a/x/2",
+            "a/y.txt",
+            "a.b",
+            "a.b/1",
+            "b.txt",
+            "c",
+            "c/d",
+            "c/d/e",
+            "c/d/e/f.txt",
+            "out",
+            "z",
+            "z/[1]",
         ];
         assert_eq!(all, expected);
         for (at, path) in all.iter().enumerate() {

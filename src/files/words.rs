@@ -61,9 +61,21 @@ pub(super) enum Ask {
     /// Chaining values of chunks that are there.
     Held { path: SharePath, version: Version, first: u64, count: u64 },
     /// One chunk, whose bytes come with it.
-    Put { path: SharePath, version: Version, index: u64, #[serde(with = "bytes32")] value: [u8; 32] },
+    Put {
+        path: SharePath,
+        version: Version,
+        index: u64,
+        #[serde(with = "bytes32")]
+        value: [u8; 32],
+    },
     /// All chunks are there.
-    Finish { path: SharePath, version: Version, mode: u32, #[serde(with = "bytes32")] root: [u8; 32] },
+    Finish {
+        path: SharePath,
+        version: Version,
+        mode: u32,
+        #[serde(with = "bytes32")]
+        root: [u8; 32],
+    },
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -71,7 +83,11 @@ pub(super) enum Answer {
     /// Names and modes.
     Shares(Vec<(String, String)>),
     /// Where it is, passing no link; the pattern below that; what is there.
-    Found { root: SharePath, pattern: Option<Pattern>, info: Option<FileInfo> },
+    Found {
+        root: SharePath,
+        pattern: Option<Pattern>,
+        info: Option<FileInfo>,
+    },
     Records(Vec<Record>),
     Value(#[serde(with = "bytes32")] [u8; 32]),
     Values(#[serde(with = "byte_string")] Vec<u8>),
@@ -84,7 +100,13 @@ pub(super) enum Answer {
 /// What is known of one of many files: its bytes are the next that many.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum Record {
-    Read { bytes: u32, mode: u32, modified_ns: i64, #[serde(with = "bytes32")] hash: [u8; 32] },
+    Read {
+        bytes: u32,
+        mode: u32,
+        modified_ns: i64,
+        #[serde(with = "bytes32")]
+        hash: [u8; 32],
+    },
     Not(u8, String),
 }
 
@@ -98,11 +120,24 @@ pub(super) enum Outcome {
 /// A change that needs no bytes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum Change {
-    Directory { path: SharePath },
-    Link { path: SharePath, #[serde(with = "byte_string")] to: Vec<u8>, modified_ns: i64 },
-    Attributes { path: SharePath, mode: u32, modified_ns: i64 },
+    Directory {
+        path: SharePath,
+    },
+    Link {
+        path: SharePath,
+        #[serde(with = "byte_string")]
+        to: Vec<u8>,
+        modified_ns: i64,
+    },
+    Attributes {
+        path: SharePath,
+        mode: u32,
+        modified_ns: i64,
+    },
     /// With all that is below.
-    Delete { path: SharePath },
+    Delete {
+        path: SharePath,
+    },
 }
 
 /// A part of a list.
@@ -125,7 +160,10 @@ enum Line {
 impl Change {
     pub(super) fn path(&self) -> &SharePath {
         match self {
-            Self::Directory { path } | Self::Link { path, .. } | Self::Attributes { path, .. } | Self::Delete { path } => path,
+            Self::Directory { path }
+            | Self::Link { path, .. }
+            | Self::Attributes { path, .. }
+            | Self::Delete { path } => path,
         }
     }
 }

@@ -12,8 +12,8 @@ use bytes::Bytes;
 use ciborium::Value;
 use meshd::config::{Config, ShareConfig, ShareMode};
 use meshd::{
-    Action, AllowRule, CallError, CallOptions, Callee, Codec, FarPlace, FileDone, FileError, FileEvent, FileInfo, FileJob,
-    FilePlace, JobKind, Node, ServeOptions, SharePath, Sharing, Transfer, Who,
+    Action, AllowRule, CallError, CallOptions, Callee, Codec, FarPlace, FileDone, FileError, FileEvent, FileInfo,
+    FileJob, FilePlace, JobKind, Node, ServeOptions, SharePath, Sharing, Transfer, Who,
 };
 use tempfile::TempDir;
 
@@ -202,7 +202,9 @@ impl Told {
     fn add(&mut self, event: Result<FileEvent, FileError>) {
         match event {
             Ok(FileEvent::Planned { target, files, bytes, .. }) => drop(self.planned.insert(target, (files, bytes))),
-            Ok(FileEvent::Progress { target, .. }) => assert!(self.planned.contains_key(&target), "the plan comes first"),
+            Ok(FileEvent::Progress { target, .. }) => {
+                assert!(self.planned.contains_key(&target), "the plan comes first")
+            }
             Ok(FileEvent::Done { target, path, what, .. }) => {
                 assert!(self.planned.contains_key(&target), "the plan comes first");
                 self.done.push((target, path.to_string(), what));
@@ -224,7 +226,9 @@ impl Told {
     /// Bytes moved, bytes resumed, files unchanged, deleted.
     fn sums(&self) -> (u64, u64, u64, u64) {
         match self.finished.get(&0) {
-            Some(FileEvent::Finished { bytes, resumed, unchanged, deleted, .. }) => (*bytes, *resumed, *unchanged, *deleted),
+            Some(FileEvent::Finished { bytes, resumed, unchanged, deleted, .. }) => {
+                (*bytes, *resumed, *unchanged, *deleted)
+            }
             _ => panic!("{self:#?}"),
         }
     }
@@ -257,7 +261,10 @@ async fn what_is_put_and_got_back_is_the_same() {
 
     let told = pair.run(pair.far("source"), pair.near("back"), JobKind::Copy).await.well();
     assert_eq!(tree(&pair.here.path().join("back")), tree(&source), "got");
-    let size: u64 = tree(&source).values().map(|seen| if let What::File(bytes) = &seen.what { bytes.len() as u64 } else { 0 }).sum();
+    let size: u64 = tree(&source)
+        .values()
+        .map(|seen| if let What::File(bytes) = &seen.what { bytes.len() as u64 } else { 0 })
+        .sum();
     let moved: u64 = told.sums().0;
     assert_eq!(moved, size, "X-RS: the sums of what is told are the bytes that there are");
     assert_eq!(told.planned[&0].1, size);
@@ -536,7 +543,13 @@ async fn no_path_leads_out_of_a_share_whoever_asks() {
     for escape in ["out/secret", "out-absolute/secret", "out-chain/", "out-absolute/*"] {
         let told = pair.run(pair.far(escape), pair.near("got/"), JobKind::Copy).await;
         assert!(matches!(&told.errors[..], [FileError::Refused { .. }]), "{escape}: {told:#?}");
-        let told = pair.run(near(&outside.path().join("secret")), pair.far(&format!("{}/x", escape.trim_end_matches('/'))), JobKind::Copy).await;
+        let told = pair
+            .run(
+                near(&outside.path().join("secret")),
+                pair.far(&format!("{}/x", escape.trim_end_matches('/'))),
+                JobKind::Copy,
+            )
+            .await;
         assert!(!told.errors.is_empty() || !told.failed.is_empty(), "{escape}: {told:#?}");
     }
     assert_eq!((tree(outside.path()), tree(pair.there.path())), (before, share_before), "nothing is written");
@@ -565,7 +578,8 @@ async fn what_a_hostile_node_names_is_not_written_outside() {
                 ("mode".into(), 0o755.into()),
             ]);
             let answer = if asked.contains("Look") {
-                let found = vec![("root".into(), path(b"")), ("pattern".into(), Value::Null), ("info".into(), directory)];
+                let found =
+                    vec![("root".into(), path(b"")), ("pattern".into(), Value::Null), ("info".into(), directory)];
                 Value::Map(vec![("Found".into(), Value::Map(found))])
             } else {
                 Value::Map(vec![("Records".into(), Value::Array(vec![record(content)]))])
@@ -691,7 +705,8 @@ async fn rules_say_who_may_get_and_put_what() {
         rule(None, vec![], Action::Put, "data/open/**"),
     ];
     let config = Config { allow, ..Config::default() };
-    let server = cluster.builder("server").config(config).listen(["127.0.0.1:0"]).runtime_dir(cluster.runtime()).mdns(false);
+    let server =
+        cluster.builder("server").config(config).listen(["127.0.0.1:0"]).runtime_dir(cluster.runtime()).mdns(false);
     let server = server.start().await.unwrap();
     let _sharing = server.share(vec![share(there.path(), ShareMode::Both)]).await.unwrap();
     offered(&client, 1).await;
@@ -700,11 +715,17 @@ async fn rules_say_who_may_get_and_put_what() {
     assert!(here.path().join("all/open/a").exists() && here.path().join("all/mine/c").exists());
     assert!(!here.path().join("all/closed/b").exists(), "it is not even listed");
     let told = run(&client, job(vec![far("server", "closed/b")], vec![to("b")], JobKind::Copy)).await;
-    assert!(matches!(&told.errors[..], [FileError::Refused { why, .. }] if why.contains("nobody reads this")), "{told:#?}");
+    assert!(
+        matches!(&told.errors[..], [FileError::Refused { why, .. }] if why.contains("nobody reads this")),
+        "{told:#?}"
+    );
     file(here.path().join("up/open/a"), "new");
     file(here.path().join("up/mine/c"), "new");
     let told = run(&client, job(vec![to("up")], vec![far("server", "")], SYNC)).await;
-    assert!(told.failed.iter().any(|failed| failed.1 == "open/a" && failed.2.contains("put data/open/**")), "{told:#?}");
+    assert!(
+        told.failed.iter().any(|failed| failed.1 == "open/a" && failed.2.contains("put data/open/**")),
+        "{told:#?}"
+    );
     assert_eq!(fs::read(there.path().join("open/a")).unwrap(), b"open/a");
     assert_eq!(fs::read(there.path().join("mine/c")).unwrap(), b"new", "others go on");
 }
