@@ -169,7 +169,8 @@ impl Job {
         let run = async {
             match &self.sources {
                 From::Here(paths) => {
-                    let names: Vec<_> = paths.iter().map(|path| path.file_name().unwrap_or_default().as_bytes()).collect();
+                    let names: Vec<_> =
+                        paths.iter().map(|path| path.file_name().unwrap_or_default().as_bytes()).collect();
                     for some in paths.chunks(at_once(&names)) {
                         let legs = some.iter().map(|path| async {
                             let (source, leaf, is_directory) = here(path).await?;
@@ -293,7 +294,8 @@ impl Job {
             (_, Some(source)) => source.place.name(),
             _ => target.node.to_string(),
         };
-        let leg = Arc::new(Leg { target: Arc::clone(target), sources, sink, to, below, terms });
+        let directories = is_directory || has_pattern;
+        let leg = Arc::new(Leg { target: Arc::clone(target), sources, sink, to, below, directories, terms });
         leg.run().await.map_err(|trouble| trouble.of(name))
     }
 

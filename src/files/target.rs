@@ -57,6 +57,8 @@ pub(super) struct Leg {
     /// Where it goes, and where that is below the target.
     pub(super) to: SharePath,
     pub(super) below: SharePath,
+    /// Whether there may be directories in it.
+    pub(super) directories: bool,
     pub(super) terms: Terms,
 }
 
@@ -191,7 +193,7 @@ impl Leg {
         let (compared, did) = tokio::join!(comparing, self.work(queue));
         did.and(compared)?;
         let after = self.target.tally.done.load(Ordering::Relaxed) + self.target.tally.deleted.load(Ordering::Relaxed);
-        if after != before && !self.target.dry_run {
+        if self.directories && after != before && !self.target.dry_run {
             self.set_directories().await?;
         }
         Ok(())
