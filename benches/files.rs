@@ -1,14 +1,17 @@
 //! Files between two peers of this machine, over TCP: one of 1 GiB, against messages of 1 MiB, and 10,000 of 1 KiB, against
 //! `rsync -a` between two directories. `cargo bench --bench files [DIRECTORY]`
 
+#![expect(clippy::print_stdout, reason = "a measurement prints what it measured")]
+
 use std::path::Path;
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use meshd::config::{ShareConfig, ShareMode};
 use meshd::{
     FarPlace, FileEvent, FileJob, FilePlace, JobKind, ListenOptions, NetworkKey, Node, Overflow, SendOptions, SharePath,
 };
+use tokio::time::Instant;
 
 type Anything = Result<(), Box<dyn std::error::Error>>;
 
@@ -131,13 +134,11 @@ fn far(path: &str) -> Result<FilePlace, meshd::BadPath> {
     Ok(FilePlace::There(FarPlace { node: "server".into(), share: "data".into(), path, within: false }))
 }
 
-#[expect(clippy::print_stdout, reason = "what it measures")]
 fn line(what: &str, bytes: u64, took: Duration) {
     let rate = bytes as f64 / took.as_secs_f64() / 1e6;
     println!("{what:40} {:8.3} s {rate:8.0} MB/s", took.as_secs_f64());
 }
 
-#[expect(clippy::print_stdout, reason = "what it measures")]
 fn memory() {
     let status = std::fs::read_to_string(Path::new("/proc/self/status")).unwrap_or_default();
     status

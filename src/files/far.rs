@@ -100,12 +100,14 @@ impl Far {
         waits: bool,
     ) -> Result<(Answer, Bytes), Trouble> {
         let payload = words::pack(data, &Asked { share: share.to_owned(), ask })?;
+        let mut tries = 0;
         loop {
             let id = self.id();
             match self.once(id, payload.clone()).await {
-                Err(trouble) if trouble.kind == Kind::Lost && waits => self.back(id).await?,
+                Err(trouble) if trouble.kind == Kind::Lost && waits && tries < TRIES => self.back(id).await?,
                 done => return done,
             }
+            tries += 1;
         }
     }
 
@@ -211,6 +213,8 @@ impl fmt::Debug for Far {
 
 /// How long a node that was lost is waited for.
 pub(super) const PATIENCE: Duration = Duration::from_secs(60);
+/// How often a node is asked that is there, and is lost each time: for as long, about.
+pub(super) const TRIES: usize = 1000;
 /// After that, a new node of the name is taken for the lost one, though its identity is another: it may have none that lasts.
 const STANDS_IN: Duration = Duration::from_secs(1);
 const LOOK_EVERY: Duration = Duration::from_millis(50);

@@ -39,11 +39,14 @@ pub(super) struct Job {
     regex: Option<Regex>,
 }
 
+/// A place, all nodes that are meant, and whether by their name.
+type Meant = (FarPlace, Vec<(NodeId, NodeName)>, bool);
+
 #[derive(Debug)]
 enum From {
     Here(Vec<PathBuf>),
     /// Each with all nodes that are meant by its name.
-    There(Vec<(FarPlace, Vec<(NodeId, NodeName)>, bool)>),
+    There(Vec<Meant>),
 }
 
 #[derive(Debug)]
@@ -235,7 +238,7 @@ impl Job {
                     }
                 }
                 Err(trouble) => {
-                    refused.get_or_insert(trouble.of(name));
+                    refused.get_or_insert_with(|| trouble.of(name));
                 }
             }
         }
@@ -358,7 +361,7 @@ fn open_source(path: &Path) -> Result<(Source, Vec<u8>, bool), FileError> {
         Some(name) => {
             let bytes = path.as_os_str().as_bytes();
             let trimmed = Path::new(OsStr::from_bytes(bytes.strip_suffix(b"/").unwrap_or(bytes)));
-            let parent = trimmed.parent().unwrap_or(Path::new("/")).to_owned();
+            let parent = trimmed.parent().unwrap_or_else(|| Path::new("/")).to_owned();
             (parent, SharePath::new(name)?)
         }
         None => return Err(FileError::Usage(format!("'{}' names no file", path.display()))),

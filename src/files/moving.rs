@@ -265,15 +265,16 @@ impl Leg {
 
     /// Moves a file in chunks: what is there already is not moved again. Gives the bytes that were.
     async fn large(&self, offer: &Offer) -> Result<u64, Trouble> {
-        let mut counted = 0;
-        let moved = self.chunks(offer, &mut counted).await;
+        let (mut counted, mut resumed) = (0, 0);
+        let moved = self.chunks(offer, &mut counted, &mut resumed).await;
         if moved.is_err() {
             self.target.tally.bytes.fetch_sub(counted, Ordering::Relaxed);
+            self.target.tally.resumed.fetch_sub(resumed, Ordering::Relaxed);
         }
         moved
     }
 
-    async fn chunks(&self, offer: &Offer, counted: &mut u64) -> Result<u64, Trouble> {
+    async fn chunks(&self, offer: &Offer, counted: &mut u64, resumed: &mut u64) -> Result<u64, Trouble> {
         let size = offer.info.bytes;
         let version = Version { size, modified_ns: offer.info.modified_ns };
         let (path, count) = (self.to.join(&offer.info.path), chunks::count(size));
@@ -292,8 +293,9 @@ impl Leg {
                     None if next >= count || next >= root.reached() + AHEAD => break,
                     None => {
                         if held.count() > 0 && next % MOST_VALUES == 0 {
-                            let resumed = self.resume(offer, version, &mut held, next, &mut root).await?;
-                            *counted += resumed;
+                            let more = self.resume(offer, version, &mut held, next, &mut root).await?;
+                            *counted += more;
+                            *resumed += more;
                         }
                         next += 1;
                         if held.has(next - 1) {

@@ -145,9 +145,9 @@ impl Partial {
         let mut head = [0; HEAD];
         let known = read_at(&partial.list, &mut head, 0).map_err(io)? == HEAD && head == partial.head();
         if known {
-            partial.check().map_err(io)?
+            partial.check().map_err(io)?;
         } else {
-            partial.reset().map_err(io)?
+            partial.reset().map_err(io)?;
         }
         Ok(partial)
     }

@@ -7,7 +7,7 @@ use std::sync::atomic::AtomicBool;
 
 use bytes::Bytes;
 
-use super::far::Far;
+use super::far::{self, Far};
 use super::share::{blocking, page};
 use super::store::Store;
 use super::trouble::{Kind, Trouble};
@@ -35,6 +35,7 @@ pub(super) struct List {
     found: VecDeque<Found>,
     last: Option<SharePath>,
     waits: bool,
+    tries: usize,
 }
 
 #[derive(Debug)]
@@ -72,7 +73,7 @@ impl Place {
 
     pub(super) fn list(&self, purpose: Purpose, wanted: Wanted, waits: bool) -> List {
         let (pages, found, last) = (Pages::Unopened, VecDeque::new(), None);
-        List { place: self.clone(), purpose, wanted, pages, found, last, waits }
+        List { place: self.clone(), purpose, wanted, pages, found, last, waits, tries: 0 }
     }
 
     /// For people.
@@ -159,7 +160,10 @@ impl List {
                 let id = far.id();
                 match far.list(&ListAsked { share: share.clone(), purpose, wanted }).await {
                     Ok(channel) => self.pages = Pages::There(channel),
-                    Err(trouble) if trouble.kind == Kind::Lost && self.waits => Arc::clone(far).back(id).await?,
+                    Err(trouble) if trouble.kind == Kind::Lost && self.waits && self.tries < far::TRIES => {
+                        self.tries += 1;
+                        Arc::clone(far).back(id).await?;
+                    }
                     Err(trouble) => return Err(trouble),
                 }
             }

@@ -114,7 +114,7 @@ impl Target {
         let event = FileEvent::Finished {
             target: self.teller.target,
             files: of(done),
-            bytes: of(bytes) - of(resumed),
+            bytes: of(bytes).saturating_sub(of(resumed)),
             resumed: of(resumed),
             unchanged: of(unchanged),
             deleted: of(deleted),

@@ -203,7 +203,7 @@ impl Told {
         match event {
             Ok(FileEvent::Planned { target, files, bytes, .. }) => drop(self.planned.insert(target, (files, bytes))),
             Ok(FileEvent::Progress { target, .. }) => {
-                assert!(self.planned.contains_key(&target), "the plan comes first")
+                assert!(self.planned.contains_key(&target), "the plan comes first");
             }
             Ok(FileEvent::Done { target, path, what, .. }) => {
                 assert!(self.planned.contains_key(&target), "the plan comes first");
