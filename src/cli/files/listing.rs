@@ -22,7 +22,7 @@ pub(super) async fn list(client: &mut Client, args: LsArgs, out: &mut Output) ->
     // Words first: nothing is printed if one makes no sense.
     let mut places = Vec::new();
     for word in &args.what {
-        let node = word.as_bytes().strip_suffix(b":").unwrap_or(word.as_bytes());
+        let node = word.as_bytes().strip_suffix(b":").unwrap_or_else(|| word.as_bytes());
         places.push(match (Word::read(std::ffi::OsStr::from_bytes(node))?, std::str::from_utf8(node)) {
             (Word::There(place), _) => Ok(place),
             (Word::Here(_), Ok(node)) => Err(node.to_owned()),
