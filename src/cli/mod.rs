@@ -50,7 +50,7 @@ pub fn main() -> ExitCode {
     let talk = Talk::new(global.color);
     start_logging(&global, &command, talk);
     let exit = work(&global, command, talk).unwrap_or_else(|trouble| talk.trouble(trouble));
-    ExitCode::from(exit as u8)
+    ExitCode::from(exit.code())
 }
 
 fn work(global: &Global, command: Command, talk: Talk) -> Result<Exit, Trouble> {
@@ -252,7 +252,7 @@ mod tests {
             "meshd bench --fan-out 0",
             "meshd bench --idle 1",
         ] {
-            assert_eq!(Args::try_parse_from(line.split(' ')).unwrap_err().exit_code(), Exit::Usage as i32, "{line}");
+            assert_eq!(Args::try_parse_from(line.split(' ')).unwrap_err().exit_code(), i32::from(Exit::Usage.code()), "{line}");
         }
     }
 }

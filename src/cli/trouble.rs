@@ -12,22 +12,38 @@ use crate::wire::control::{Failure, FailureKind};
 
 /// How a command ended, as scripts see it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
 pub(super) enum Exit {
     /// It was done.
-    Done = 0,
+    Done,
     /// Something went wrong.
-    Failed = 1,
+    Failed,
     /// What was typed makes no sense.
-    Usage = 2,
+    Usage,
     /// No listener, provider, or such node.
-    Nobody = 3,
+    Nobody,
     /// Time was up.
-    TimedOut = 4,
+    TimedOut,
     /// Busy, or not allowed.
-    Refused = 5,
+    Refused,
     /// No daemon runs here.
-    NoDaemon = 6,
+    NoDaemon,
+    /// As a program ended that ran on our behalf.
+    Program(u8),
+}
+
+impl Exit {
+    pub(super) fn code(self) -> u8 {
+        match self {
+            Self::Done => 0,
+            Self::Failed => 1,
+            Self::Usage => 2,
+            Self::Nobody => 3,
+            Self::TimedOut => 4,
+            Self::Refused => 5,
+            Self::NoDaemon => 6,
+            Self::Program(code) => code,
+        }
+    }
 }
 
 /// Why a command was not done, and what to do about it.
@@ -150,7 +166,7 @@ mod tests {
             (FailureKind::Refused, 5),
             (FailureKind::Stopping, 6),
         ] {
-            assert_eq!(Trouble::from(Failure::new(kind, "x")).exit as u8, code);
+            assert_eq!(Trouble::from(Failure::new(kind, "x")).exit.code(), code);
         }
     }
 

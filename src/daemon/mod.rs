@@ -25,9 +25,10 @@ use self::claim::{Claim, bind};
 use self::control::{Ending, Server};
 use crate::Closed;
 use crate::config::{ConfigError, Home, Layers, Loaded};
+use crate::exec::ExecService;
 use crate::keys::{KeyError, KeyRing, NetworkKey};
 use crate::mesh::{MeshName, NodeName, PeerId};
-use crate::node::{Node, StartError};
+use crate::node::{ListenError, Node, StartError};
 
 /// What a daemon is to be.
 #[derive(Clone, Debug)]
@@ -67,6 +68,8 @@ pub(crate) enum DaemonError {
     #[error(transparent)]
     Start(#[from] StartError),
     #[error(transparent)]
+    Offer(#[from] ListenError),
+    #[error(transparent)]
     Closed(#[from] Closed),
 }
 
@@ -92,6 +95,8 @@ pub(crate) async fn run(settings: Settings, mut notify: impl FnMut(Notice<'_>)) 
     let name = loaded.config.name.clone().unwrap_or_else(host_name);
     let node =
         Node::builder(name.as_str()).mesh(mesh.as_str()).home(home.dir()).config(loaded.config.clone()).start().await?;
+    // Always: whoever may run nothing is told which setting that takes.
+    let programs = node.serve_exec(loaded.config.exec.clone()).await?;
     let listener = bind(&socket, home.dir()).await?;
     let status = node.status().await?;
 
@@ -107,7 +112,7 @@ pub(crate) async fn run(settings: Settings, mut notify: impl FnMut(Notice<'_>)) 
         }
     }
     info!("stopping");
-    shutdown(node, ending, serving, &socket, &mut signals).await;
+    shutdown(node, programs, ending, serving, &socket, &mut signals).await;
     drop(claim);
     Ok(())
 }
@@ -129,7 +134,7 @@ impl DaemonError {
             Self::Config(error) => Some(error.hint()),
             Self::Key(error) => error.hint(),
             Self::Start(error) => error.hint(),
-            Self::Signals(_) | Self::Closed(_) => None,
+            Self::Signals(_) | Self::Offer(_) | Self::Closed(_) => None,
         }
     }
 
@@ -141,11 +146,13 @@ impl DaemonError {
 /// The end, in order. Takes no longer than [`SHUTDOWN`].
 async fn shutdown(
     node: Node,
+    programs: ExecService,
     ending: Ending,
     serving: tokio::task::JoinHandle<()>,
     socket: &Path,
     signals: &mut Signals,
 ) {
+    let programs = programs.end(); // those that run for others, beside all the rest
     let in_order = async {
         ending.drain.cancel(); // 1. nothing is begun any more; what attached programs have in hand they finish
         tokio::select! {
@@ -158,8 +165,8 @@ async fn shutdown(
         }
         node.shutdown().await; // 3. queued messages go out, the mesh is told
     };
-    if timeout(SHUTDOWN, in_order).await.is_err() {
-        warn!("not everything was sent in {SHUTDOWN:?}");
+    if timeout(SHUTDOWN, async { tokio::join!(programs, in_order) }).await.is_err() {
+        warn!("not everything was sent, or has ended, in {SHUTDOWN:?}");
     }
     // 4. from here on the socket is nobody's
     if let Err(error) = fs::remove_file(socket) {

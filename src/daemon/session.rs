@@ -1,5 +1,6 @@
 //! One client of the local socket: what it asks, and what it is told.
 
+use std::collections::HashSet;
 use std::pin::pin;
 use std::sync::Arc;
 
@@ -10,11 +11,11 @@ use tokio_util::task::AbortOnDropHandle;
 use super::channels::{Channels, What};
 use super::control::{MAX_CLIENTS, Server};
 use super::errands::{Errands, patient};
-use super::failures::{NOT_OURS, TOO_LARGE, listen_failure, misunderstood, send_failure, stopping};
+use super::failures::{NOT_OURS, TOO_LARGE, call_failure, listen_failure, misunderstood, send_failure, stopping};
 use super::offers::Offers;
 use super::outbox::{Gone, Outbox};
 use super::subscriptions::Subscriptions;
-use crate::mesh::{self, Item};
+use crate::mesh::{self, Item, NodeId};
 use crate::node::{Events, Node, SendOptions};
 use crate::socket::{BlockReader, SocketError};
 use crate::wire::control::{self as wire, Answer, Failure, FailureKind, Listen, Question, Reply, Request, Spoken};
@@ -99,6 +100,7 @@ impl Session {
             Request::Status => node.status().await.map(Reply::Status).map_err(|_| stopping()),
             Request::Peers => node.peers().await.map(Reply::Peers).map_err(|_| stopping()),
             Request::Nodes => Ok(Reply::Nodes(node.nodes())),
+            Request::WhoOffers { service } => self.who_offers(&service),
             Request::Topics => Ok(Reply::Topics(node.topics())),
             Request::Keys => node.keys().await.map(Reply::Keys).map_err(|_| stopping()),
             Request::Config => Ok(Reply::Config(self.server.settings.clone())),
@@ -196,6 +198,13 @@ impl Session {
             }
             Err(error) => self.outbox.reply(id, Err(send_failure(error))).await,
         }
+    }
+
+    fn who_offers(&self, service: &str) -> Result<Reply, Failure> {
+        let service = self.oneself().service(service).map_err(|error| call_failure(error, &[]))?;
+        let providers: HashSet<NodeId> = service.providers().into_iter().map(|(node, _)| node).collect();
+        let nodes = self.server.node.nodes();
+        Ok(Reply::Nodes(nodes.into_iter().filter(|node| providers.contains(&node.id)).collect()))
     }
 
     async fn watch(&mut self, id: u64) -> Result<(), Gone> {

@@ -6,6 +6,7 @@ pub(crate) mod channel;
 pub(crate) mod delivery;
 pub(crate) mod engine;
 mod event;
+pub(crate) mod exec;
 mod failure;
 mod filters;
 mod id;
@@ -29,6 +30,7 @@ pub(crate) use balance::Turns;
 pub use balance::{Balance, Candidate, GroupBy, Policy};
 pub use channel::Item;
 pub use event::{DownReason, Event, What};
+pub use exec::{ProcessExit, ProcessSignal};
 #[cfg(test)]
 pub(crate) use failure::MAX_FAILURE;
 pub use failure::{Failure, RemoteFailure};

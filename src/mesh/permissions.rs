@@ -87,8 +87,21 @@ impl Permissions {
     /// # Errors
     /// Names the rule that would have to name them.
     pub(crate) fn check(&self, who: Option<Identity>, action: Action, resource: &str) -> Result<(), NotAllowed> {
+        self.check_names(who, action, &[resource])
+    }
+
+    /// Whether somebody may do something with what has several names: a rule about one of them is about it.
+    ///
+    /// # Errors
+    /// As for [`check`](Self::check).
+    pub(crate) fn check_names(
+        &self,
+        who: Option<Identity>,
+        action: Action,
+        names: &[&str],
+    ) -> Result<(), NotAllowed> {
         let mut refusal = (action == Action::Stop).then(|| "stop is allowed to nobody".to_owned());
-        for rule in self.0.iter().filter(|rule| rule.is_about(action, resource)) {
+        for rule in self.0.iter().filter(|rule| names.iter().any(|name| rule.is_about(action, name))) {
             if rule.names(who) {
                 return Ok(());
             }
@@ -202,6 +215,15 @@ mod tests {
         assert_eq!(rules.check(None, Action::Get, "data/x/y").unwrap_err().rule, "get data/**");
         assert_eq!(rules.check(None, Action::Get, "data/open/x"), Ok(()), "one of the rules is enough");
         assert_eq!(rules.check(Some(identity(1)), Action::Exec, "/usr/bin/uname"), Ok(()), "not of one part");
+    }
+
+    #[test]
+    fn a_rule_about_one_of_several_names_is_about_all_of_them() {
+        let rules = Permissions::new(vec![rule(None, vec![Who::One(identity(1))], Action::Exec, "uname")]);
+        let names = ["/usr/bin/uname", "uname"];
+        assert_eq!(rules.check_names(Some(identity(1)), Action::Exec, &names), Ok(()));
+        assert!(rules.check_names(Some(identity(2)), Action::Exec, &names).is_err());
+        assert_eq!(rules.check_names(Some(identity(2)), Action::Exec, &["/usr/bin/env"]), Ok(()));
     }
 
     #[test]

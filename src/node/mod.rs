@@ -162,6 +162,14 @@ impl Node {
         self.0.host.permissions.check(self.identity_of(peer), action, resource)
     }
 
+    /// Whether a peer may do something here with what has several names: a rule about one of them is about it.
+    pub(crate) fn permits_by_any_name(&self, peer: PeerId, action: Action, names: &[&str]) -> Result<(), NotAllowed> {
+        if peer == self.0.id.peer {
+            return Ok(());
+        }
+        self.0.host.permissions.check_names(self.identity_of(peer), action, names)
+    }
+
     /// Hosts another node in the same process.
     ///
     /// # Errors

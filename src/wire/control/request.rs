@@ -120,6 +120,8 @@ pub(crate) enum Request {
     },
     /// [`Reply::Services`].
     Services,
+    /// Who offers a service, one of meshd's own too. [`Reply::Nodes`].
+    WhoOffers { service: String },
     /// Opens a channel, from the attached node or else from the daemon's own. [`Reply::Opened`], then [`Answer::Item`] for each
     /// item and [`Answer::Closed`] at the end.
     Open(Open),
