@@ -115,13 +115,23 @@ impl Client {
     /// # Cancel safety
     /// Nothing is lost if this is dropped.
     pub(super) async fn exchange(&mut self) -> Result<Option<Answer>, Trouble> {
-        if let Some(answer) = self.unasked.pop_front() {
+        self.exchange_if(true).await
+    }
+
+    /// As [`exchange`](Self::exchange), but does not give what the daemon says unless there is room for it: that waits, while
+    /// what is enqueued goes out.
+    ///
+    /// # Cancel safety
+    /// Nothing is lost if this is dropped.
+    pub(super) async fn exchange_if(&mut self, room: bool) -> Result<Option<Answer>, Trouble> {
+        if room && let Some(answer) = self.unasked.pop_front() {
             return Ok(Some(answer));
         }
         let written = tokio::select! {
             biased;
             written = self.to.write_buf(&mut self.unwritten), if !self.unwritten.is_empty() => written,
-            answer = self.from.next() => return heard(answer?).map(Some),
+            answer = self.from.next(), if room => return heard(answer?).map(Some),
+            () = std::future::pending() => return Ok(None),
         };
         match written {
             Ok(_) => Ok(None),

@@ -5,7 +5,10 @@ use std::fmt::Write as _;
 use std::io::{self, BufWriter, IsTerminal, Stdout, Write};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use bytes::Bytes;
 use serde::Serialize;
+use tokio::io::AsyncWriteExt as _;
+use tokio::sync::mpsc;
 
 use super::args::{Colour, Global};
 use super::trouble::{Exit, Trouble};
@@ -76,6 +79,12 @@ impl Output {
         self.bytes(shown.as_bytes())
     }
 
+    /// Bytes from elsewhere that are no text, within a line of data or talk: base64 on a terminal, as they are in a pipe.
+    pub(super) fn harmless(&self, bytes: &[u8], talk: bool) -> Vec<u8> {
+        let terminal = if talk { self.talk.terminal } else { self.terminal };
+        if terminal { data_encoding::BASE64.encode(bytes).into_bytes() } else { bytes.to_vec() }
+    }
+
     /// A whole text or file from elsewhere: in a pipe byte for byte; on a terminal its lines, harmless, or base64.
     pub(super) fn document(&mut self, bytes: &[u8]) -> Result<(), Trouble> {
         if !self.terminal {
@@ -94,17 +103,17 @@ impl Output {
 
     /// Rows in columns, under a heading. Every cell may come from elsewhere.
     pub(super) fn table<const N: usize>(&mut self, head: [&str; N], rows: &[[String; N]]) -> Result<(), Trouble> {
-        let rows: Vec<[Cow<'_, str>; N]> =
-            rows.iter().map(|row| row.each_ref().map(|cell| self.foreign(cell))).collect();
-        let widths: [usize; N] = std::array::from_fn(|column| {
-            let cells = rows.iter().map(|row| row[column].chars().count());
-            cells.chain([head[column].len()]).max().unwrap_or_default()
-        });
-        let heading = columns(&head, &widths);
-        let heading = self.strong(&heading).into_owned();
-        let lines: Vec<String> = rows.iter().map(|row| columns(row, &widths)).collect();
-        self.line(&heading)?;
-        lines.iter().try_for_each(|line| self.line(line))
+        let lines = table(head, rows, self.terminal);
+        for (at, line) in lines.iter().enumerate() {
+            let line = if at == 0 { self.strong(line).into_owned() } else { line.clone() };
+            self.line(&line)?;
+        }
+        Ok(())
+    }
+
+    /// What says where a line comes from: one of several, told apart by colour.
+    pub(super) fn label(&self, text: &str, which: usize) -> String {
+        paint(&self.foreign(text), SEVERAL[which % SEVERAL.len()], self.coloured).into_owned()
     }
 
     /// Names and values, one in a line. Every value may come from elsewhere.
@@ -148,13 +157,66 @@ impl Talk {
         print(&format!("{} {}", self.label("hint:", CYAN), self.safe(hint)));
     }
 
+    /// Rows in columns, under a heading. Every cell may come from elsewhere.
+    pub(super) fn table<const N: usize>(self, head: [&str; N], rows: &[[String; N]]) {
+        for (at, line) in table(head, rows, self.terminal).iter().enumerate() {
+            print(&paint(line, BOLD, self.coloured && at == 0));
+        }
+    }
+
+    /// As [`Output::label`], for lines of talk.
+    pub(super) fn source(self, text: &str, which: usize) -> String {
+        paint(&self.safe(text), SEVERAL[which % SEVERAL.len()], self.coloured).into_owned()
+    }
+
+    /// A text from elsewhere: harmless on a terminal, as it is in a pipe.
+    pub(super) fn safe(self, text: &str) -> Cow<'_, str> {
+        if self.terminal { escape(text) } else { Cow::Borrowed(text) }
+    }
+
     fn label(self, text: &str, colour: &str) -> String {
         paint(text, colour, self.coloured).into_owned()
     }
+}
 
-    fn safe(self, text: &str) -> Cow<'_, str> {
-        if self.terminal { escape(text) } else { Cow::Borrowed(text) }
+/// Where a program that runs elsewhere prints, as if it ran here: byte for byte.
+#[derive(Debug)]
+pub(super) enum Printed {
+    Stdout(Bytes),
+    Stderr(Bytes),
+}
+
+/// Writes what comes, so that whoever has it can do other things meanwhile. Ends when all is written.
+///
+/// # Errors
+/// Nobody reads stdout any more, or it cannot be written.
+pub(super) async fn print_all(mut from: mpsc::Receiver<Printed>) -> io::Result<()> {
+    let (mut out, mut err) = (tokio::io::stdout(), tokio::io::stderr());
+    while let Some(printed) = from.recv().await {
+        match printed {
+            Printed::Stdout(bytes) => {
+                out.write_all(&bytes).await?;
+                out.flush().await?;
+            }
+            Printed::Stderr(bytes) => {
+                // Who has closed stderr wants no talk.
+                let _ = err.write_all(&bytes).await;
+                let _ = err.flush().await;
+            }
+        }
     }
+    Ok(())
+}
+
+/// The lines of a table, its heading first.
+fn table<const N: usize>(head: [&str; N], rows: &[[String; N]], terminal: bool) -> Vec<String> {
+    let safe = |cell: &'_ String| if terminal { escape(cell).into_owned() } else { cell.clone() };
+    let rows: Vec<[String; N]> = rows.iter().map(|row| row.each_ref().map(safe)).collect();
+    let widths: [usize; N] = std::array::from_fn(|column| {
+        let cells = rows.iter().map(|row| row[column].chars().count());
+        cells.chain([head[column].len()]).max().unwrap_or_default()
+    });
+    std::iter::once(columns(&head, &widths)).chain(rows.iter().map(|row| columns(row, &widths))).collect()
 }
 
 fn print(line: &str) {
@@ -230,6 +292,8 @@ fn paint<'a>(text: &'a str, code: &str, coloured: bool) -> Cow<'a, str> {
 const BOLD: &str = "1";
 const RED: &str = "1;31";
 const CYAN: &str = "36";
+/// Colours of what comes from several places.
+const SEVERAL: [&str; 6] = ["36", "33", "35", "32", "34", "31"];
 /// From 1970 until the last second that RFC 3339 can tell.
 const YEAR_9999: Duration = Duration::from_secs(253_402_300_799);
 /// Spaces between columns.
