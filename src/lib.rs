@@ -80,8 +80,8 @@ pub use mesh::{
     DownReason, DropReason, Event, Failure, FarPlace, FileDone, FileEvent, FileInfo, FileJob, FileKind, FilePlace,
     ForeignInfo, GroupBy, Identity, Item, JobKind, KeyInfo, LinkKind, MAX_MESH_NAME, MAX_NAME, MAX_NAMES_PER_NODE,
     MAX_NODES_PER_PEER, MAX_RECORD, MeshName, Message, NodeId, NodeInfo, NodeName, NotAllowed, PeerId, PeerInfo,
-    Policy, ProcessExit, ProcessSignal, RemoteFailure, SendReport, ServiceInfo, ServiceName, ServiceStats, ShareInfo, SharePath, Status, Target,
-    Topic, TopicFilter, TopicInfo, What, Who,
+    Policy, ProcessExit, ProcessSignal, RemoteFailure, SendReport, ServiceInfo, ServiceName, ServiceStats, ShareInfo,
+    SharePath, Status, Target, Topic, TopicFilter, TopicInfo, What, Who,
 };
 pub use net::{Closed, NetError, RotateRefused, RotationError};
 pub use node::{

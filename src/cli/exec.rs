@@ -25,7 +25,8 @@ pub(super) async fn exec(place: Place, args: ExecArgs, out: &mut Output) -> Resu
     let targets = targets::find(&mut client, &args).await?;
     let program = args.command.first().filter(|_| args.script.is_none()).cloned();
     let program = program.or_else(|| request.command.first().cloned().map(OsString::from)).unwrap_or_default();
-    let show = Show { program: program.to_string_lossy().into_owned(), apart: args.on.is_none(), messages: args.messages };
+    let show =
+        Show { program: program.to_string_lossy().into_owned(), apart: args.on.is_none(), messages: args.messages };
     Session::new(client, targets, request, script, show).run(out).await
 }
 
@@ -61,7 +62,9 @@ fn request(args: &ExecArgs) -> Result<(ExecRequest, Option<Bytes>), Trouble> {
         request.env.insert(name.into(), value.into());
     }
     if !request.is_sound() {
-        return Err(Trouble::new(Exit::Usage, "there is no program to run").hint("name it after --, as in: -- uname -a"));
+        return Err(
+            Trouble::new(Exit::Usage, "there is no program to run").hint("name it after --, as in: -- uname -a")
+        );
     }
     Ok((request, program))
 }

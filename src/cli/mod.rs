@@ -222,6 +222,10 @@ mod tests {
             "meshd bench --quick --json",
             "meshd bench --transport tcp --size 64 --size 1MiB --only topic,call --only fan-out --count 10 --rounds 3",
             "meshd bench --time 500ms --in-flight 16 --fan-out 4,32 --idle 50",
+            "meshd exec --on far -- uname -a",
+            "meshd exec --all --timeout 1m --env A=b --env C= --chdir /tmp -- sh -c x",
+            "meshd exec --group workers --script x.py --with python3 --messages --json",
+            "meshd exec --on far --script x.sh -- --its --own",
             "meshd completions bash",
             "meshd man --dir /tmp",
         ] {
@@ -243,6 +247,11 @@ mod tests {
             "meshd serve a --exec b --jobs 0",
             "meshd listen a --timeout soon",
             "meshd key rotate --without me",
+            "meshd exec -- uname",
+            "meshd exec --on far",
+            "meshd exec --on far --all -- uname",
+            "meshd exec --on far --with sh -- uname",
+            "meshd exec --on far uname",
             "meshd bench --transport wire",
             "meshd bench --size 0",
             "meshd bench --size 2GiB",
@@ -252,7 +261,11 @@ mod tests {
             "meshd bench --fan-out 0",
             "meshd bench --idle 1",
         ] {
-            assert_eq!(Args::try_parse_from(line.split(' ')).unwrap_err().exit_code(), i32::from(Exit::Usage.code()), "{line}");
+            assert_eq!(
+                Args::try_parse_from(line.split(' ')).unwrap_err().exit_code(),
+                i32::from(Exit::Usage.code()),
+                "{line}"
+            );
         }
     }
 }

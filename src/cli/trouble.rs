@@ -134,6 +134,12 @@ impl From<BadName> for Trouble {
 
 impl From<SocketError> for Trouble {
     fn from(error: SocketError) -> Self {
+        if let SocketError::Io(broken) = &error
+            && matches!(broken.kind(), io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe)
+        {
+            // Killed while we spoke, it had no time for an orderly end.
+            return Self::new(Exit::NoDaemon, "the daemon has ended").hint("start it again with: meshd run");
+        }
         Self::failed("talking to the daemon", &error).hint("see whether it runs with: meshd status")
     }
 }

@@ -106,7 +106,10 @@ fn runnable(path: PathBuf) -> Result<PathBuf, Failure> {
     if path.is_file() && access(&path, Access::EXEC_OK).is_ok() {
         return Ok(path);
     }
-    Err(Failure::new(NOT_EXECUTABLE, format!("{} cannot be run there: it is no program, or not for this user", path.display())))
+    Err(Failure::new(
+        NOT_EXECUTABLE,
+        format!("{} cannot be run there: it is no program, or not for this user", path.display()),
+    ))
 }
 
 pub(super) fn refused(asked: &Path) -> Failure {
@@ -179,7 +182,13 @@ mod tests {
             fs::create_dir(root.path().join(place)).unwrap();
         }
         symlink(root.path().join("one"), root.path().join("link")).unwrap();
-        for (name, mode) in [("one/tool", 0o755), ("two/tool", 0o755), ("two/other", 0o755), ("one/data", 0o644), ("elsewhere/tool", 0o755)] {
+        for (name, mode) in [
+            ("one/tool", 0o755),
+            ("two/tool", 0o755),
+            ("two/other", 0o755),
+            ("one/data", 0o644),
+            ("elsewhere/tool", 0o755),
+        ] {
             program(&root.path().join(name), mode);
         }
         symlink(root.path().join("one/tool"), root.path().join("elsewhere/shell")).unwrap();

@@ -14,8 +14,8 @@ use tokio::sync::{Semaphore, watch};
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::mesh::exec::{
-    EXEC_CHUNK, EXEC_SERVICE, ExecRequest, ExecSaid, ExecTold, MAX_LINE, NOT_EXECUTABLE, NOT_FOUND, REFUSED, STDIN_ROOM,
-    SentScript, TIMED_OUT, Word, interpreter,
+    EXEC_CHUNK, EXEC_SERVICE, ExecRequest, ExecSaid, ExecTold, MAX_LINE, NOT_EXECUTABLE, NOT_FOUND, REFUSED,
+    STDIN_ROOM, SentScript, TIMED_OUT, Word, interpreter,
 };
 use crate::mesh::{Codec, Failure, Item, NodeId, ProcessExit, ProcessSignal};
 use crate::node::{Callee, Channel, ChannelError, Node, OpenError, OpenOptions};
@@ -217,7 +217,8 @@ async fn send(channel: &Channel, script: Bytes) -> Result<(), ChannelError> {
 
 impl Process {
     fn new(channel: Channel, pid: u32, messages: bool) -> Self {
-        let ((stdin, from), (out, stdout), (err, stderr)) = (duplex(EXEC_CHUNK), duplex(EXEC_CHUNK), duplex(EXEC_CHUNK));
+        let ((stdin, from), (out, stdout), (err, stderr)) =
+            (duplex(EXEC_CHUNK), duplex(EXEC_CHUNK), duplex(EXEC_CHUNK));
         let (tell, over) = watch::channel(None);
         let room = Arc::new(Semaphore::new(STDIN_ROOM));
         let feeding = tokio::spawn(feed(channel.clone(), from, Arc::clone(&room), messages));

@@ -17,9 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::keeper::Keeper;
 use crate::mesh::Failure;
-use crate::mesh::exec::{
-    EXEC_CHUNK, ExecSaid, ExecTold, MAX_LINE, ProcessExit, ProcessSignal, STDIN_ROOM, TIMED_OUT,
-};
+use crate::mesh::exec::{EXEC_CHUNK, ExecSaid, ExecTold, MAX_LINE, ProcessExit, ProcessSignal, STDIN_ROOM, TIMED_OUT};
 use crate::node::Channel;
 
 /// A program that runs, and who speaks with it.
@@ -117,29 +115,24 @@ impl Run {
                 }
             }
         };
-        let mut status = if let End::Exited(status) = &end { Some(*status) } else { None };
         // What it printed last goes out, and what it started may finish that, for a moment.
-        if status.is_some() && printed.is_none() {
+        if matches!(end, End::Exited(_)) && printed.is_none() {
             tokio::select! {
                 _ = &mut output => printed = Some(()),
                 () = sleep(LINGER) => {}
             }
         }
         group.signal(Signal::TERM);
-        if let Some(status) = status.filter(|_| printed.is_some()) {
-            // All is said. What is left in its group has nothing more to say.
-            let _ = say(&channel, &ExecTold::Ended(exit(status))).await; // who is gone needs no end
-            channel.close();
-            group.end(&mut child).await;
-            return Ok(exit(status));
-        }
+        let mut is_told = false;
         let mut ending = pin!(group.end(&mut child));
         loop {
+            if let (End::Exited(status), Some(()), false) = (&end, printed, is_told) {
+                // All is said. Nobody needs to wait until what it left behind has ended too.
+                tell_end(&channel, *status).await;
+                is_told = true;
+            }
             tokio::select! {
-                was = &mut ending => {
-                    status = status.or(was);
-                    break;
-                }
+                () = &mut ending => break,
                 _ = &mut output, if printed.is_none() => printed = Some(()),
             }
         }
@@ -153,10 +146,10 @@ impl Run {
             }
         }
         match end {
-            End::Exited(_) => {
-                let status = status.unwrap_or_default();
-                let _ = say(&channel, &ExecTold::Ended(exit(status))).await; // who is gone needs no end
-                channel.close();
+            End::Exited(status) => {
+                if !is_told {
+                    tell_end(&channel, status).await;
+                }
                 Ok(exit(status))
             }
             End::Unwanted => Err(Failure::new(Failure::DISCONNECTED, "the caller has gone: it was ended")),
@@ -168,6 +161,11 @@ impl Run {
             End::Wrong(failure) => Err(failure),
         }
     }
+}
+
+async fn tell_end(channel: &Channel, status: ExitStatus) {
+    let _ = say(channel, &ExecTold::Ended(exit(status))).await; // who is gone needs no end
+    channel.close();
 }
 
 async fn say(channel: &Channel, told: &ExecTold) -> Result<(), crate::node::ChannelError> {
@@ -318,25 +316,20 @@ impl Group {
         let _ = kill_process_group(self.id, signal); // nobody may be left in it
     }
 
-    /// Waits until all have ended that were told to, for as long as they may take; then ends them. How the program itself ended.
-    async fn end(&self, child: &mut Child) -> Option<ExitStatus> {
+    /// Waits until all have ended that were told to, for as long as they may take; then ends them.
+    async fn end(&self, child: &mut Child) {
         let gone = async {
-            let status = child.wait().await.ok();
+            let _ = child.wait().await; // how it ended is known, or of no interest
             while test_kill_process_group(self.id).is_ok() {
                 sleep(LOOK).await; // the system tells of no process but our own; the deadline is GRACE
             }
-            status
         };
-        let status = match timeout(GRACE, gone).await {
-            Ok(status) => status,
-            Err(_) => {
-                self.signal(Signal::KILL);
-                child.wait().await.ok()
-            }
-        };
+        if timeout(GRACE, gone).await.is_err() {
+            self.signal(Signal::KILL);
+            let _ = child.wait().await;
+        }
         self.is_over.store(true, Ordering::Relaxed);
         self.keeper.ended(self.id);
-        status
     }
 }
 

@@ -98,6 +98,7 @@ impl Runner {
         let began = Instant::now();
         let ended = match (self.find(from, &request), place) {
             (Err(failure), _) => Err(failure),
+            (Ok(_), _) if self.stop.is_cancelled() => Err(Failure::new(Failure::BUSY, "it is about to stop")),
             (Ok(_), Err(_)) => Err(Failure::new(Failure::BUSY, format!("{MAX_RUNNING} programs run there already"))),
             (Ok((program, chdir)), Ok(_place)) => {
                 info!(who, node = %from, command, "runs a program for another");
@@ -175,7 +176,9 @@ impl Runner {
 
     /// Takes a program that is sent along into a file that nobody else sees.
     async fn receive(&self, channel: &Channel, sent: &SentScript) -> Result<Script, Failure> {
-        let io = |error: std::io::Error| Failure::new(NOT_EXECUTABLE, format!("the program cannot be stored there: {error}"));
+        let io = |error: std::io::Error| {
+            Failure::new(NOT_EXECUTABLE, format!("the program cannot be stored there: {error}"))
+        };
         // Its name is only its name.
         let name = Path::new(&sent.name).file_name().unwrap_or(OsStr::new("program"));
         let script = Script(self.keeper.directory().map_err(io)?.join(name));
@@ -184,12 +187,16 @@ impl Runner {
         let mut len = 0;
         loop {
             let item = channel.next().await.ok().flatten();
-            let item = item.ok_or_else(|| Failure::new(Failure::DISCONNECTED, "the caller has gone: nothing was run"))?;
+            let item =
+                item.ok_or_else(|| Failure::new(Failure::DISCONNECTED, "the caller has gone: nothing was run"))?;
             match ExecSaid::decode(item.payload) {
                 Ok(ExecSaid::Script(part)) => {
                     len += part.len() as u64;
                     if len > MAX_SCRIPT {
-                        return Err(Failure::new(Failure::TOO_LARGE, format!("a program of more than {MAX_SCRIPT} bytes")));
+                        return Err(Failure::new(
+                            Failure::TOO_LARGE,
+                            format!("a program of more than {MAX_SCRIPT} bytes"),
+                        ));
                     }
                     file.write_all(&part).await.map_err(io)?;
                 }

@@ -124,7 +124,8 @@ impl ExecRequest {
     /// Words that a system takes: no byte 0 in them, a program there, and variables that have names.
     pub(crate) fn is_sound(&self) -> bool {
         let script = self.script.iter().flat_map(|script| &script.args);
-        let words = self.command.iter().chain(script).chain(self.env.keys()).chain(self.env.values()).chain(&self.chdir);
+        let words =
+            self.command.iter().chain(script).chain(self.env.keys()).chain(self.env.values()).chain(&self.chdir);
         self.command.first().is_some_and(|program| !program.0.is_empty())
             && words.into_iter().all(|word| !word.0.contains(&0))
             && self.env.keys().all(|name| !name.0.is_empty() && !name.0.contains(&b'='))
@@ -316,8 +317,7 @@ impl ProcessSignal {
     }
 
     fn of(number: u8) -> Option<Self> {
-        let all =
-            [Self::Hangup, Self::Interrupt, Self::Quit, Self::Kill, Self::User1, Self::User2, Self::Terminate];
+        let all = [Self::Hangup, Self::Interrupt, Self::Quit, Self::Kill, Self::User1, Self::User2, Self::Terminate];
         all.into_iter().find(|signal| signal.number() == number)
     }
 }
@@ -371,7 +371,8 @@ mod tests {
     fn what_is_said_is_heard() {
         let data = Bytes::from_static(b"\x00\xff");
         let signals = [ProcessSignal::Interrupt, ProcessSignal::Kill, ProcessSignal::User2].map(ExecSaid::Signal);
-        let said = [ExecSaid::Stdin(data.clone()), ExecSaid::StdinEnd, ExecSaid::Script(data.clone()), ExecSaid::ScriptEnd];
+        let said =
+            [ExecSaid::Stdin(data.clone()), ExecSaid::StdinEnd, ExecSaid::Script(data.clone()), ExecSaid::ScriptEnd];
         for said in said.into_iter().chain(signals) {
             assert_eq!(ExecSaid::decode(said.encode()), Ok(said));
         }

@@ -94,12 +94,7 @@ impl Permissions {
     ///
     /// # Errors
     /// As for [`check`](Self::check).
-    pub(crate) fn check_names(
-        &self,
-        who: Option<Identity>,
-        action: Action,
-        names: &[&str],
-    ) -> Result<(), NotAllowed> {
+    pub(crate) fn check_names(&self, who: Option<Identity>, action: Action, names: &[&str]) -> Result<(), NotAllowed> {
         let mut refusal = (action == Action::Stop).then(|| "stop is allowed to nobody".to_owned());
         for rule in self.0.iter().filter(|rule| names.iter().any(|name| rule.is_about(action, name))) {
             if rule.names(who) {

@@ -384,7 +384,7 @@ pub(crate) struct Home {
 /// A running daemon, killed when dropped.
 pub(crate) struct Daemon {
     pub(crate) home: Home,
-    running: Running,
+    pub(crate) running: Running,
     ready: String,
 }
 
@@ -400,7 +400,7 @@ impl Home {
     }
 
     /// Another one on the same machine.
-    fn beside(&self) -> Self {
+    pub(crate) fn beside(&self) -> Self {
         Self { dir: Arc::new(TempDir::new().unwrap()), machine: Arc::clone(&self.machine) }
     }
 

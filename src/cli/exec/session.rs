@@ -14,10 +14,10 @@ use super::targets::Target;
 use crate::cli::client::Client;
 use crate::cli::output::{Output, Printed, print_all};
 use crate::cli::trouble::{Exit, Trouble};
+use crate::mesh::Codec;
 use crate::mesh::exec::{
     EXEC_CHUNK, EXEC_SERVICE, ExecRequest, ExecSaid, ExecTold, MAX_LINE, ProcessSignal, STDIN_ROOM,
 };
-use crate::mesh::Codec;
 use crate::wire::control::{Answer, Callee, Open, Reply, Request, Spoken};
 
 /// A program on all nodes that it is to run on.
@@ -153,7 +153,9 @@ impl Session {
                 }
             }
             // An item of a program that is sent along has been taken.
-            Answer::Reply { id, .. } => self.runs.iter_mut().for_each(|run| run.script_items.retain(|item| *item != id)),
+            Answer::Reply { id, .. } => {
+                self.runs.iter_mut().for_each(|run| run.script_items.retain(|item| *item != id))
+            }
             Answer::Failed { id, failure } => {
                 // What fails within a channel is told by its end.
                 if let Some(at) = self.runs.iter().position(|run| run.asked == id) {

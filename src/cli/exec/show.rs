@@ -33,7 +33,11 @@ pub(super) struct Lines {
 pub(super) enum Outcome {
     Ended(ProcessExit),
     /// It was not run, or not to its end: which is ours to say.
-    Failed { exit: Exit, message: String, hint: Option<String> },
+    Failed {
+        exit: Exit,
+        message: String,
+        hint: Option<String>,
+    },
 }
 
 /// A line, as `--json` prints it.
@@ -135,6 +139,7 @@ impl Show {
         let name = &target.label;
         let Some(remote) = failure.remote.as_deref() else {
             let Trouble { exit, message, hint } = Trouble::from(failure);
+            let hint = hint.or_else(|| Some("see who is there with: meshd nodes".to_owned()));
             return Outcome::Failed { exit, message: format!("{name}: {message}"), hint };
         };
         let program = &self.program;
@@ -144,7 +149,10 @@ impl Show {
             }
             REFUSED => {
                 let setting = format!("[exec] allow = [{:?}]", program);
-                (Exit::Refused, format!("have the owner of {name} set it in config.toml there, and restart it: {setting}"))
+                (
+                    Exit::Refused,
+                    format!("have the owner of {name} set it in config.toml there, and restart it: {setting}"),
+                )
             }
             Failure::BUSY => (Exit::Refused, "try again when some have ended".to_owned()),
             TIMED_OUT => (Exit::TimedOut, "give it more time with --timeout".to_owned()),

@@ -65,10 +65,10 @@ fn several(group: &str, runners: &[NodeInfo], nodes: &[NodeInfo]) -> Result<Vec<
 /// All but this machine, if it runs nothing for others: that would be no answer to anything.
 async fn all(client: &mut Client, runners: &[NodeInfo]) -> Result<Vec<Target>, Trouble> {
     let settings = ask!(client, Request::Config => Reply::Config(settings) => settings);
-    let says = |key: &str, value: &str| settings.iter().any(|(name, said, _)| name == key && said == value);
-    let own = match says("exec.any", "false") && says("exec.allow", "[]") {
-        true => Some(ask!(client, Request::Status => Reply::Status(status) => status.peer)),
-        false => None,
+    let says = |key: &str, nothing: &str| settings.iter().any(|(name, said, _)| name == key && said != nothing);
+    let own = match says("exec.any", "false") || says("exec.allow", "") {
+        true => None,
+        false => Some(ask!(client, Request::Status => Reply::Status(status) => status.peer)),
     };
     let found: Vec<&NodeInfo> = runners.iter().filter(|node| Some(node.id.peer) != own).collect();
     if found.is_empty() { Err(nobody("other node", false)) } else { Ok(targets(&found)) }
