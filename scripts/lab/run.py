@@ -10,6 +10,7 @@ import calls  # noqa: F401
 import delivery  # noqa: F401
 import discovery  # noqa: F401
 import errors  # noqa: F401
+import exec  # noqa: F401
 import failures  # noqa: F401
 import isolation  # noqa: F401
 import keys  # noqa: F401

@@ -15,6 +15,7 @@ mod daemon;
 mod delivery;
 mod examples;
 mod exec;
+mod gateway;
 mod keys;
 mod membership;
 mod proxy;
