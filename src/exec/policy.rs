@@ -126,7 +126,7 @@ fn not_found(asked: &Path) -> Failure {
 fn steers(name: &Word, value: &Word) -> bool {
     let (name, value) = (name.as_bytes(), value.as_bytes());
     value.starts_with(b"()")
-        || STEERING.iter().any(|steering| name == *steering)
+        || STEERING.contains(&name)
         || STEERING_FAMILIES.iter().any(|family| name.starts_with(family))
 }
 

@@ -195,15 +195,10 @@ impl Node {
             // That it is not wanted is said by the channel's end.
             let _ = send(&channel, script).await;
         }
-        let pid = loop {
-            match channel.next().await.map_err(lost)? {
-                Some(item) => match ExecTold::decode(item.payload) {
-                    Ok(ExecTold::Started(pid)) => break pid,
-                    _ => return Err(strange()),
-                },
-                None => return Err(ExecError::Lost("the node has closed the channel".to_owned())),
-            }
-        };
+        // Before it is started nothing else is said.
+        let first = channel.next().await.map_err(lost)?;
+        let first = first.ok_or_else(|| ExecError::Lost("the node has closed the channel".to_owned()))?;
+        let Ok(ExecTold::Started(pid)) = ExecTold::decode(first.payload) else { return Err(strange()) };
         Ok(Process::new(channel, pid, messages))
     }
 }

@@ -180,7 +180,7 @@ impl Runner {
             Failure::new(NOT_EXECUTABLE, format!("the program cannot be stored there: {error}"))
         };
         // Its name is only its name.
-        let name = Path::new(&sent.name).file_name().unwrap_or(OsStr::new("program"));
+        let name = Path::new(&sent.name).file_name().unwrap_or_else(|| OsStr::new("program"));
         let script = Script(self.keeper.directory().map_err(io)?.join(name));
         let file = OpenOptions::new().write(true).create_new(true).mode(0o700).open(&script.0).map_err(io)?;
         let mut file = tokio::fs::File::from_std(file);

@@ -566,6 +566,27 @@ fn when_the_reader_has_read_enough_that_is_success() {
     all_gone(&pids(&pid));
 }
 
+#[test]
+fn a_script_runs_a_program_over_the_local_socket_as_the_docs_say() {
+    let home = Home::new();
+    fs::create_dir_all(home.path().join("default")).unwrap();
+    fs::write(home.path().join("default/config.toml"), ANY).unwrap();
+    let _daemon = home.run(&[]);
+    let docs = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/LOCAL.md")).unwrap();
+    let block = |heading: &str| {
+        let (_, section) = docs.split_once(&format!("\n## {heading}\n")).unwrap();
+        section.split_once("```python\n").unwrap().1.split_once("```").unwrap().0.to_owned()
+    };
+    let attach = "python = Mesh(\"python\")\n";
+    let (client, _) =
+        block("Example").split_once(attach).map(|(client, rest)| (client.to_owned(), rest.len())).unwrap();
+    let program = [&client, attach, &block("Running programs")].concat();
+    let mut python = std::process::Command::new("python3");
+    let output = python.args(["-c", &program]).env("MESHD_HOME", home.path()).output().unwrap();
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "5\n\nexit code 0\n", "{errors}");
+}
+
 // The library.
 
 fn any() -> ExecConfig {

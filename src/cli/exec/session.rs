@@ -154,7 +154,7 @@ impl Session {
             }
             // An item of a program that is sent along has been taken.
             Answer::Reply { id, .. } => {
-                self.runs.iter_mut().for_each(|run| run.script_items.retain(|item| *item != id))
+                self.runs.iter_mut().for_each(|run| run.script_items.retain(|item| *item != id));
             }
             Answer::Failed { id, failure } => {
                 // What fails within a channel is told by its end.
