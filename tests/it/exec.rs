@@ -691,8 +691,13 @@ async fn who_drops_a_program_ends_it_and_who_stops_running_programs_ends_all() {
         serving.is_some()
     })
     .await;
-    offered(&here).await;
-    let mut three = here.exec(Callee::Any, shell(family)).await.unwrap();
+    let mut three = None;
+    until("others know of the new one", async || {
+        three = here.exec(Callee::Any, shell(family)).await.ok();
+        three.is_some()
+    })
+    .await;
+    let mut three = three.unwrap();
     let ran = parse(line(&mut three).await);
     drop(serving);
     until("it is gone", async || ran.iter().all(|pid| is_gone(*pid))).await;
