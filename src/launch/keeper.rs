@@ -21,6 +21,10 @@ impl Keeper {
         command.process_group(0).spawn().map(Self)
     }
 
+    pub(super) fn pid(&self) -> Option<Pid> {
+        Pid::from_raw(i32::try_from(self.0.id()).ok()?)
+    }
+
     /// A group runs.
     pub(crate) fn started(&self, group: Pid) {
         self.note("start", group);

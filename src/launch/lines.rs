@@ -95,7 +95,7 @@ mod tests {
         assert_eq!(total, 100_000);
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn a_pipe_that_somebody_else_holds_open_is_let_go() {
         let (mut to, from) = duplex(64);
         let gone = CancellationToken::new();

@@ -76,7 +76,8 @@ impl Process {
             let _ = kill_process_group(self.group, Signal::TERM);
             if timeout(self.stop_timeout, gone(self.group)).await.is_err() {
                 let _ = kill_process_group(self.group, Signal::KILL);
-                gone(self.group).await;
+                // What is left then is dead, and waits for somebody to take note.
+                let _ = timeout(BURIAL, gone(self.group)).await;
             }
         }
         self.keeper.ended(self.group);
@@ -112,5 +113,7 @@ fn is_gone(group: Pid) -> bool {
     test_kill_process_group(group).is_err()
 }
 
+/// How long the system may take to end what was killed.
+const BURIAL: Duration = Duration::from_secs(1);
 /// Between looks whether a group is gone.
 const LOOK: Duration = Duration::from_millis(20);

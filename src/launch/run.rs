@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use rustix::process::{Pid, Signal, kill_process_group};
 use tokio::io::AsyncRead;
+use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, sleep_until};
@@ -16,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 use super::file::{Need, Program};
 use super::keeper::Keeper;
 use super::lines::Lines;
+use super::orphans::Orphans;
 use super::plan::Step;
 use super::process::{Process, Surroundings};
 use super::supervisor::{Effect, Ended, Fate, Id, Supervisor, Told};
@@ -66,8 +68,12 @@ where
     let longest = steps.iter().map(|step| step.program.stop_timeout).max().unwrap_or_default();
     let keeper = Arc::new(Keeper::start(longest.max(LEAST_GRACE))?);
     let supervisor = Supervisor::new(steps, based);
+    let orphans = Orphans::adopt(keeper.pid());
+    let deaths = signal(SignalKind::child())?;
     let (groups, tasks, unshown) = (HashMap::new(), JoinSet::new(), VecDeque::new());
-    Ok(Launch { supervisor, groups, tasks, keeper, surroundings, ask, told, shown, unshown }.run().await)
+    Ok(Launch { supervisor, groups, tasks, keeper, orphans, deaths, surroundings, ask, told, shown, unshown }
+        .run()
+        .await)
 }
 
 struct Launch<A> {
@@ -75,6 +81,9 @@ struct Launch<A> {
     groups: HashMap<Id, Pid>,
     tasks: JoinSet<Done>,
     keeper: Arc<Keeper>,
+    orphans: Orphans,
+    /// Says that some process has ended.
+    deaths: tokio::signal::unix::Signal,
     surroundings: Surroundings,
     ask: A,
     told: mpsc::Receiver<()>,
@@ -117,6 +126,10 @@ where
                     }
                     Err(error) => std::panic::resume_unwind(error.into_panic()), // none is ever aborted
                 },
+                Some(()) = self.deaths.recv() => {
+                    let groups = &self.groups;
+                    self.orphans.reap(|child| groups.values().any(|group| *group == child));
+                }
                 Some(()) = self.told.recv() => {
                     if stopping { self.supervisor.kill(now()) } else { self.supervisor.stop(now()) }
                     stopping = true;
@@ -133,6 +146,7 @@ where
                 () = sleep_until(due), if next.is_some() => {}
             }
         }
+        self.orphans.end().await;
         for told in self.unshown.drain(..) {
             let _ = self.shown.send(Shown::Told(told)).await; // or nobody looks
         }

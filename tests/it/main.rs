@@ -15,6 +15,7 @@ mod daemon;
 mod delivery;
 mod examples;
 mod keys;
+mod launch;
 mod membership;
 mod proxy;
 mod sending;
