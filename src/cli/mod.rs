@@ -228,6 +228,8 @@ mod tests {
             "meshd bench --quick --json",
             "meshd bench --transport tcp --size 64 --size 1MiB --only topic,call --only fan-out --count 10 --rounds 3",
             "meshd bench --time 500ms --in-flight 16 --fan-out 4,32 --idle 50",
+            "meshd launch",
+            "meshd launch robot/mesh.toml --only a --only b -e c -n --json",
             "meshd completions bash",
             "meshd man --dir /tmp",
         ] {
@@ -249,6 +251,7 @@ mod tests {
             "meshd serve a --exec b --jobs 0",
             "meshd listen a --timeout soon",
             "meshd key rotate --without me",
+            "meshd launch a b",
             "meshd bench --transport wire",
             "meshd bench --size 0",
             "meshd bench --size 2GiB",
