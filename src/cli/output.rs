@@ -9,6 +9,7 @@ use serde::Serialize;
 
 use super::args::{Colour, Global};
 use super::trouble::{Exit, Trouble};
+use crate::launch::Stream;
 
 /// Data, on stdout.
 #[derive(Debug)]
@@ -87,6 +88,31 @@ impl Output {
         }
     }
 
+    /// Lines of a program that we run, each behind a label: ours, so they go as they are, to where the program wrote them.
+    pub(super) fn labelled(&mut self, label: &str, hue: usize, stream: Stream, lines: &[u8]) -> Result<(), Trouble> {
+        let coloured = match stream {
+            Stream::Out => self.coloured,
+            Stream::Err => self.talk.coloured,
+        };
+        let label = paint(label, HUES[hue % HUES.len()], coloured);
+        let mut text = Vec::with_capacity(lines.len() + label.len() + 4);
+        for line in lines.split_inclusive(|byte| *byte == b'\n') {
+            text.extend_from_slice(label.as_bytes());
+            text.extend_from_slice(line);
+            if !line.ends_with(b"\n") {
+                text.push(b'\n');
+            }
+        }
+        match stream {
+            Stream::Out => self.bytes(&text),
+            Stream::Err => {
+                self.flush()?; // what came before stands before it, where both go to one place
+                let _ = io::stderr().write_all(&text); // who has closed stderr does not want it
+                Ok(())
+            }
+        }
+    }
+
     /// What stands out, such as a heading.
     pub(super) fn strong<'a>(&self, text: &'a str) -> Cow<'a, str> {
         paint(text, BOLD, self.coloured)
@@ -146,6 +172,16 @@ impl Talk {
 
     pub(super) fn hint(self, hint: &str) {
         print(&format!("{} {}", self.label("hint:", CYAN), self.safe(hint)));
+    }
+
+    /// Rows in columns, under a heading.
+    pub(super) fn table<const N: usize>(self, head: [&str; N], rows: &[[String; N]]) {
+        let widths: [usize; N] = std::array::from_fn(|column| {
+            let cells = rows.iter().map(|row| row[column].chars().count());
+            cells.chain([head[column].len()]).max().unwrap_or_default()
+        });
+        print(&self.label(&columns(&head, &widths), BOLD));
+        rows.iter().for_each(|row| print(&self.safe(&columns(row, &widths))));
     }
 
     fn label(self, text: &str, colour: &str) -> String {
@@ -230,6 +266,8 @@ fn paint<'a>(text: &'a str, code: &str, coloured: bool) -> Cow<'a, str> {
 const BOLD: &str = "1";
 const RED: &str = "1;31";
 const CYAN: &str = "36";
+/// Of labels: those that can be read on dark and on light.
+const HUES: [&str; 6] = ["36", "33", "32", "35", "34", "31"];
 /// From 1970 until the last second that RFC 3339 can tell.
 const YEAR_9999: Duration = Duration::from_secs(253_402_300_799);
 /// Spaces between columns.

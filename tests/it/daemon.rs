@@ -408,6 +408,13 @@ impl Home {
         self.dir.path().join("home")
     }
 
+    /// Settings of the mesh `default`.
+    pub(crate) fn config(&self, text: &str) {
+        let folder = self.path().join("default");
+        fs::create_dir_all(&folder).unwrap();
+        fs::write(folder.join("config.toml"), text).unwrap();
+    }
+
     pub(crate) fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_meshd"));
         for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("MESHD_")) {

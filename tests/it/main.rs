@@ -16,6 +16,7 @@ mod delivery;
 mod examples;
 mod gateway;
 mod keys;
+mod launch;
 mod membership;
 mod proxy;
 mod sending;
