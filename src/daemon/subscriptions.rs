@@ -58,7 +58,9 @@ impl Subscriptions {
     ) -> Result<(), Gone> {
         let options = ListenOptions {
             // Small ones may be many, for who says so: bytes are what memory is.
-            messages: listen.messages.map_or(limits.messages, |wanted| wanted.clamp(1, limits.messages.max(MOST_WAITING))),
+            messages: listen
+                .messages
+                .map_or(limits.messages, |wanted| wanted.clamp(1, limits.messages.max(MOST_WAITING))),
             bytes: listen.bytes.unwrap_or(usize::MAX).clamp(1, limits.bytes),
             overflow: overflow(listen.overflow),
             // What is taken from the daemon's queue is not with the client yet.

@@ -77,11 +77,17 @@ impl Contents {
         }
         let about = summary.metadata_indexes.iter().rfind(|index| index.name == ABOUT);
         let about = about.and_then(|index| metadata(&mut file, index.offset, index.length));
-        let compression = summary.chunk_indexes.into_iter().map(|chunk| chunk.compression).find(|name| !name.is_empty());
+        let compression =
+            summary.chunk_indexes.into_iter().map(|chunk| chunk.compression).find(|name| !name.is_empty());
         // The header, which names the library, is before the first message. That may be one that cannot be read.
         let _ = reader.next();
         let span_ns = (stats.message_count > 0).then_some((stats.message_start_time, stats.message_end_time));
-        Ok(Self { messages: stats.message_count, span_ns, compression, ..Self::new(size, &reader, about.as_ref(), topics) })
+        Ok(Self {
+            messages: stats.message_count,
+            span_ns,
+            compression,
+            ..Self::new(size, &reader, about.as_ref(), topics)
+        })
     }
 
     fn scan(mut reader: Reader, size: u64) -> Result<Self, FileError> {

@@ -54,7 +54,8 @@ impl Reader {
     /// The file cannot be opened.
     pub(crate) fn open(path: &Path) -> Result<Self, FileError> {
         let file = File::open(path).map_err(|error| FileError::io("read", path, error))?;
-        let options = LinearReaderOptions::default().with_prevalidate_chunk_crcs(true).with_validate_data_section_crc(true);
+        let options =
+            LinearReaderOptions::default().with_prevalidate_chunk_crcs(true).with_validate_data_section_crc(true);
         Ok(Self {
             path: path.to_owned(),
             from: BufReader::with_capacity(READ_BYTES, file),

@@ -293,7 +293,8 @@ fn files_of_other_programs_are_read_as_far_as_they_can_be() {
     writer.finish().unwrap();
     drop(writer);
     let contents = Contents::of(&path).unwrap();
-    let topics: Vec<_> = contents.topics.iter().map(|topic| (topic.topic.as_ref().map(Topic::as_str), topic.codec)).collect();
+    let topics: Vec<_> =
+        contents.topics.iter().map(|topic| (topic.topic.as_ref().map(Topic::as_str), topic.codec)).collect();
     assert_eq!(topics, [(None, Codec::Json), (Some("robot/pose"), Codec::Bytes), (Some("state"), Codec::Json)]);
     let mut reader = Reader::open(&path).unwrap();
     assert_eq!(reader.next().unwrap().unwrap().origin.from, None);

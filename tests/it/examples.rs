@@ -36,7 +36,7 @@ const SHOWN: &[(&str, &[&str])] = &[
 const CONFIG: &str = "listen = [\"127.0.0.1:0\"]\n[discovery]\nmdns = false\n";
 
 /// The others: two that run until they are stopped, and a measurement.
-const ENDLESS: [&str; 2] = ["listener", "sender"];
+const ENDLESS: [&str; 3] = ["listener", "sender", "steady"];
 
 #[test]
 fn examples_show_what_they_are_there_for() {

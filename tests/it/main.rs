@@ -17,6 +17,7 @@ mod examples;
 mod keys;
 mod membership;
 mod proxy;
+mod recording;
 mod sending;
 mod strangers;
 mod subscriptions;

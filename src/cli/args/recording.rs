@@ -62,7 +62,11 @@ pub(in crate::cli) struct InfoArgs {
 /// How many times as fast: more than 0, and a number.
 fn factor(text: &str) -> Result<f64, String> {
     let factor: f64 = text.parse().map_err(|_| "write 2 or 0.5, say".to_owned())?;
-    if factor.is_finite() && factor > 0.0 { Ok(factor) } else { Err("it is more than 0: write 2 or 0.5, say".to_owned()) }
+    if factor.is_finite() && factor > 0.0 {
+        Ok(factor)
+    } else {
+        Err("it is more than 0: write 2 or 0.5, say".to_owned())
+    }
 }
 
 pub(super) const RECORD: &str = "\

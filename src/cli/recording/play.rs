@@ -23,7 +23,6 @@ use crate::recording::{Contents, Entry, FileError, Pace, Reader};
 use crate::wire::control::{self, Answer, Failure, Reply, Request};
 
 pub(in crate::cli) async fn play(place: Place, args: PlayArgs, out: &mut Output) -> Result<Exit, Trouble> {
-    let mut stop = Stop::new()?;
     let path = chosen(args.file)?;
     let contents = Contents::of(&path)?;
     if let Some(compression) = contents.compression {
@@ -39,6 +38,7 @@ pub(in crate::cli) async fn play(place: Place, args: PlayArgs, out: &mut Output)
         return Err(Trouble::new(Exit::Failed, format!("there is nothing to play in {}", score.path.display()))
             .hint("see what is in it with: meshd info"));
     }
+    let mut stop = Stop::new()?;
     let mut client = Client::connect(&place).await?;
     ask!(client, Request::Attach { name: NAME.to_owned() } => Reply::Attached { .. } => ());
     if !args.no_wait {
@@ -180,7 +180,8 @@ impl Thread {
     async fn finish(self) -> Result<(), Trouble> {
         let Self { from, _stop, ended } = self;
         drop((from, _stop));
-        let trouble = |_| Trouble::new(Exit::Failed, "the file was not read to its end").hint("look at it with: meshd info");
+        let trouble =
+            |_| Trouble::new(Exit::Failed, "the file was not read to its end").hint("look at it with: meshd info");
         Ok(ended.await.map_err(trouble)??)
     }
 }
@@ -203,7 +204,16 @@ struct Player {
 impl Player {
     fn new(client: Client) -> Self {
         let late = Histogram::new_with_bounds(1, MOST_LATE_US, 3).expect("bounds that are bounds");
-        Self { client, under_way: 0, unwritten: VecDeque::new(), messages: 0, unheard: 0, dropped: 0, too_large: 0, late }
+        Self {
+            client,
+            under_way: 0,
+            unwritten: VecDeque::new(),
+            messages: 0,
+            unheard: 0,
+            dropped: 0,
+            too_large: 0,
+            late,
+        }
     }
 
     /// Sends all, or until it is told to stop.
@@ -333,7 +343,8 @@ async fn exchange(client: &mut Client, ended: bool) -> Result<Option<Answer>, Tr
     if !ended {
         return client.exchange().await;
     }
-    let silent = |_| Trouble::new(Exit::TimedOut, "the daemon does not answer").hint("see whether it runs with: meshd status");
+    let silent =
+        |_| Trouble::new(Exit::TimedOut, "the daemon does not answer").hint("see whether it runs with: meshd status");
     timeout(PATIENCE, client.exchange()).await.map_err(silent)?
 }
 

@@ -7,7 +7,8 @@ use std::time::{Duration, SystemTime};
 
 use futures::FutureExt;
 use serde::Serialize;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio::sync::mpsc::{self, Permit};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval, timeout};
 
 use super::super::Place;
@@ -36,8 +37,12 @@ pub(in crate::cli) async fn record(place: Place, args: RecordArgs, out: &mut Out
     let (path, writer) = create(args.output, args.force, about)?;
     let began = Instant::now();
     let file = Thread::start(writer)?;
-    let mut recorder = Recorder { client, subscriptions: Vec::new(), filters, file, batch: Batch::default(), taken: 0, lost: 0 };
-    recorder.listen().await?;
+    let mut recorder =
+        Recorder { client, subscriptions: Vec::new(), filters, file, batch: Batch::default(), taken: 0, lost: 0 };
+    if let Err(trouble) = recorder.listen().await {
+        recorder.finish().await?; // without messages, it goes away
+        return Err(trouble);
+    }
     out.talk.say(&format!("recording into {}", path.display()));
     let deadline = async {
         match args.timeout {
@@ -222,8 +227,10 @@ impl Recorder {
         if self.batch.messages.is_empty() && self.batch.lost == 0 {
             return Ok(());
         }
-        let batch = std::mem::take(&mut self.batch);
-        self.file.write(batch).await
+        // Room first: what waits for it is not lost with whoever waits.
+        let (place, room) = self.file.room(self.batch.bytes).await?;
+        place.send(Work::Write(std::mem::take(&mut self.batch), room));
+        Ok(())
     }
 }
 
@@ -256,10 +263,12 @@ impl Thread {
         Ok(Self { to, room: Arc::new(Semaphore::new(QUEUE_BYTES)), ended })
     }
 
-    async fn write(&self, batch: Batch) -> Result<(), Trouble> {
-        let bytes = u32::try_from(batch.bytes.min(QUEUE_BYTES)).unwrap_or(u32::MAX);
+    /// Waits until so many bytes may wait for the disk. A larger batch waits until it is alone.
+    async fn room(&self, bytes: usize) -> Result<(Permit<'_, Work>, OwnedSemaphorePermit), Trouble> {
+        let bytes = u32::try_from(bytes.min(QUEUE_BYTES)).unwrap_or(u32::MAX);
         let room = Arc::clone(&self.room).acquire_many_owned(bytes).await.map_err(|_| unwritten())?;
-        self.say(Work::Write(batch, room)).await
+        let place = self.to.reserve().await.map_err(|_| unwritten())?;
+        Ok((place, room))
     }
 
     /// An error says only that there is one: [`finish`](Self::finish) says which.
@@ -344,11 +353,8 @@ fn report(path: &Path, sealed: Sealed, took: Duration, out: &mut Output) -> Resu
     let path = path.display().to_string();
     let path = out.foreign(&path);
     let kinds = if topics == 1 { "topic" } else { "topics" };
-    let line = format!(
-        "{path}: {messages} messages on {topics} {kinds}, {}, in {}, {lost} lost",
-        Bytes(bytes),
-        seconds(took)
-    );
+    let line =
+        format!("{path}: {messages} messages on {topics} {kinds}, {}, in {}, {lost} lost", Bytes(bytes), seconds(took));
     out.line(&line)
 }
 
