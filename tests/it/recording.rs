@@ -231,8 +231,9 @@ fn playing_again_and_again_ends_when_it_is_told_to() {
     let (code, played, errors) = ended(player);
     let played: Value = serde_json::from_str(&played).unwrap();
     assert!(code == 0 && played["messages"].as_u64().unwrap() >= 10, "{played}: {errors}");
-    // Nine pauses of 20 ms, whether between messages or rounds.
-    assert!(played["duration_s"].as_f64().unwrap() > 0.17, "{played}");
+    // Three rounds, each with a pause behind it that is half as long.
+    let span = told(&near.home, &file)["duration_s"].as_f64().unwrap();
+    assert!(span > 0.02 && played["duration_s"].as_f64().unwrap() >= 4.5 * span, "{span}: {played}");
     // A long pause does not keep it either.
     let _listener = near.listener("a", "readers");
     let player = far.home.spawn(&["play", text(&file), "--rate", "0.00001", "--json"]);
