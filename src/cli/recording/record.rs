@@ -62,7 +62,7 @@ pub(in crate::cli) async fn record(place: Place, args: RecordArgs, out: &mut Out
         Ok(End::Counted) | Err(_) => Ok(()),
         Ok(_) => tokio::select! {
             drained = timeout(PATIENCE, recorder.drain(args.count)) =>
-                drained.unwrap_or_else(|_| Err(Trouble::new(Exit::TimedOut, "the daemon does not answer"))),
+                drained.unwrap_or_else(|_| Err(silent())),
             () = stop.wanted() => Ok(()),
         },
     };
@@ -299,6 +299,10 @@ fn write(mut writer: Writer, mut from: mpsc::Receiver<Work>) -> Result<Sealed, F
         }
     }
     writer.finish()
+}
+
+fn silent() -> Trouble {
+    Trouble::new(Exit::TimedOut, "the daemon does not answer").hint("see whether it runs with: meshd status")
 }
 
 fn unwritten() -> Trouble {
