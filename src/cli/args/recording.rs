@@ -13,7 +13,7 @@ pub(in crate::cli) struct RecordArgs {
     /// What to record: topics, in which * stands for one part and ** for any number of parts
     #[arg(required = true, value_name = "FILTER")]
     pub(in crate::cli) filters: Vec<TopicFilter>,
-    /// Where to [default: meshd-<date>-<time>.mcap]
+    /// Where to [default: meshd-DATE-TIME.mcap]
     #[arg(short, long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub(in crate::cli) output: Option<PathBuf>,
     /// Stop after so many messages
@@ -78,7 +78,7 @@ Senders do not wait for a recorder that is too slow: what it misses is counted, 
 the file. The exit code is 4 if --timeout passes before --count messages came.
 
 Examples:
-  meshd record 'sensors/**'                      until Ctrl-C, into meshd-<date>-<time>.mcap
+  meshd record 'sensors/**'                      until Ctrl-C, into meshd-DATE-TIME.mcap
   meshd record 'frames/*' state -o run7.mcap --timeout 10m
   meshd record '**' --count 100 --json | jq .lost";
 
