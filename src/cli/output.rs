@@ -159,6 +159,14 @@ impl Talk {
         print(&self.safe(text));
     }
 
+    /// How far something is, on a terminal: in a line that the next one replaces. An empty one ends that.
+    pub(super) fn status(self, text: &str) {
+        if self.terminal {
+            // Who has closed stderr wants no talk.
+            let _ = write!(io::stderr(), "\r\x1b[K{}", self.safe(text));
+        }
+    }
+
     /// What went wrong and what to do about it.
     pub(super) fn trouble(self, trouble: Trouble) -> Exit {
         if !trouble.message.is_empty() {

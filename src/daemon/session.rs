@@ -104,7 +104,18 @@ impl Session {
             Request::Config => Ok(Reply::Config(self.server.settings.clone())),
             Request::Attach { name } => self.attach(name).await,
             Request::Listen(listen) => return self.listen(id, listen).await,
-            Request::Unlisten { subscription } => self.subscriptions.unlisten(subscription).await,
+            Request::Unlisten { subscription, drain: false } => self.subscriptions.unlisten(subscription).await,
+            Request::Unlisten { subscription, drain: true } => match self.subscriptions.drain(subscription) {
+                Ok(drained) => {
+                    let outbox = self.outbox.clone();
+                    let errand = async move {
+                        drained.await;
+                        let _ = outbox.reply(id, Ok(Reply::Done)).await; // A client that is gone needs no reply.
+                    };
+                    return self.errands.run(id, errand).await;
+                }
+                Err(failure) => Err(failure),
+            },
             Request::Acknowledge { subscription, acks } => {
                 self.subscriptions.acknowledge(subscription, &acks);
                 return Ok(());

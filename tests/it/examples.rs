@@ -37,7 +37,7 @@ const SHOWN: &[(&str, &[&str])] = &[
 const CONFIG: &str = "listen = [\"127.0.0.1:0\"]\n[discovery]\nmdns = false\n";
 
 /// The others: two that run until they are stopped, and a measurement.
-const ENDLESS: [&str; 2] = ["listener", "sender"];
+const ENDLESS: [&str; 3] = ["listener", "sender", "steady"];
 
 /// Launch files, or folders with one; what somebody has to print in this order; and so many lines of whom.
 const LAUNCHED: [(&str, &[&str], &str, usize); 3] = [

@@ -19,6 +19,7 @@ mod keys;
 mod launch;
 mod membership;
 mod proxy;
+mod recording;
 mod sending;
 mod strangers;
 mod subscriptions;

@@ -64,7 +64,12 @@ pub(crate) enum Request {
     /// [`Reply::Listening`], then [`Answer::Message`] for each message. Wants an attached node.
     Listen(Listen),
     /// Ends a subscription. [`Reply::Done`].
-    Unlisten { subscription: u64 },
+    Unlisten {
+        subscription: u64,
+        /// Whether that is answered only when the client has all that had arrived.
+        #[serde(default)]
+        drain: bool,
+    },
     /// Messages are handled, of a subscription that leaves that to the client. Has no answer.
     Acknowledge {
         subscription: u64,
