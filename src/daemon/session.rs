@@ -11,6 +11,7 @@ use super::channels::{Channels, What};
 use super::control::{MAX_CLIENTS, Server};
 use super::errands::{Errands, patient};
 use super::failures::{NOT_OURS, TOO_LARGE, listen_failure, misunderstood, send_failure, stopping};
+use super::halt;
 use super::offers::Offers;
 use super::outbox::{Gone, Outbox};
 use super::subscriptions::Subscriptions;
@@ -134,6 +135,15 @@ impl Session {
             Request::Adopt { handle } => {
                 let (desk, node) = (self.channels.desk(), self.oneself().clone());
                 return self.errands.run(id, desk.adopt(id, node, handle)).await;
+            }
+            Request::Stop { target } => {
+                let (node, here, wanted) = (self.oneself().clone(), self.server.node.id(), self.server.halt.clone());
+                let outbox = self.outbox.clone();
+                let errand = async move {
+                    let answer = halt::stop(&node, here, target.as_deref(), &wanted).await;
+                    let _ = outbox.reply(id, answer).await; // A client that is gone needs no reply.
+                };
+                return self.errands.run(id, errand).await;
             }
             Request::Cancel { id } => {
                 self.errands.cancel(id).await;

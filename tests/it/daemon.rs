@@ -90,6 +90,7 @@ fn what_a_daemon_knows_is_printed_as_objects() {
         "nodes",
         "peer",
         "peers",
+        "refused",
         "uptime_s",
         "version",
     ];

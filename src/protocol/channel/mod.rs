@@ -17,10 +17,14 @@ mod talk;
 
 use self::talk::{Answer, Far, Phase};
 pub(crate) use self::talk::{NotSent, Speaker, Talk, Waiter};
+use super::guard::{Guard, Visitor};
 use crate::mesh::channel::{Lost, Say, Standing, WINDOW};
-use crate::mesh::{Failure, Group, GroupKey, Item, Member, NodeId, PeerId, Routes, Rules, ServiceName, Turns};
+use crate::mesh::{
+    Action, Failure, Group, GroupKey, Item, Member, NodeId, NotAllowed, PeerId, Routes, Rules, ServiceName, Turns,
+};
 use crate::net::{Link, Links, Order, Refused, Room};
 use crate::wire::channel::{Accepted, Adopt, ChannelFrame, Open, Refusal, Token};
+use crate::wire::frame;
 
 /// The channels of this peer's nodes.
 #[derive(Debug)]
@@ -29,6 +33,7 @@ pub(crate) struct Channels {
     host: String,
     links: Links,
     rules: Rules,
+    guard: Arc<Guard>,
     max_message: usize,
     timeout: Duration,
     next: AtomicU64,
@@ -67,7 +72,7 @@ pub(crate) struct Incoming {
 }
 
 /// Why there is no channel.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum NoChannel {
     /// As many as may be.
     TooMany,
@@ -82,15 +87,24 @@ pub(crate) enum NoChannel {
 pub(super) struct Ends {
     channels: Arc<Channels>,
     peer: PeerId,
+    visitor: Visitor,
 }
 
 impl Channels {
-    pub(crate) fn new(host: String, links: Links, rules: Rules, max_message: usize, timeout: Duration) -> Arc<Self> {
+    pub(crate) fn new(
+        host: String,
+        links: Links,
+        rules: Rules,
+        guard: Arc<Guard>,
+        max_message: usize,
+        timeout: Duration,
+    ) -> Arc<Self> {
         Arc::new_cyclic(|me| Self {
             me: Weak::clone(me),
             host,
             links,
             rules,
+            guard,
             max_message,
             timeout,
             next: AtomicU64::new(1),
@@ -157,9 +171,16 @@ impl Channels {
 
     // Opening.
 
-    /// The nodes that offer a service now.
-    pub(crate) fn providers(&self, routes: &Routes, service: &ServiceName) -> Vec<Member> {
-        routes.providers(service, &self.host).map_or_else(Vec::new, |group| group.members)
+    /// The nodes that offer a service now and may; and one of those that may not, with the rule that says so.
+    pub(crate) fn providers(
+        &self,
+        me: PeerId,
+        routes: &Routes,
+        service: &ServiceName,
+    ) -> (Vec<Member>, Option<(Member, NotAllowed)>) {
+        let mut members = routes.providers(service, &self.host).map_or_else(Vec::new, |group| group.members);
+        let left_out = self.guard.admit_providers(me, routes, service, &mut members);
+        (members, left_out)
     }
 
     /// The position among the members of who is asked first. There are members.
@@ -212,6 +233,7 @@ impl Channels {
         let id = self.next.fetch_add(1, Ordering::Relaxed);
         let token = rand::random();
         let frame = frame(id, token);
+        let service = if let ChannelFrame::Open(open) = &frame { open.service.to_string() } else { String::new() };
         let phase = Phase::Asking { peer: far.peer, frame: frame.clone(), asked: false, answer: Some(answer) };
         let speaker = Speaker(Arc::new(Talk::new(&self.me, id, from, far, token, phase)));
         self.insert(Arc::clone(&speaker), far.peer, true);
@@ -222,7 +244,13 @@ impl Channels {
         }
         match answered.await {
             Ok(Answer::Accepted) => Ok(speaker),
-            Ok(Answer::Refused(why)) => Err(NoChannel::Refused(why)),
+            Ok(Answer::Refused(why)) => {
+                if let Refusal::NotAllowed(rule) = &why {
+                    let refused = frame::Refused { action: Action::Call, resource: service, rule: rule.clone() };
+                    self.guard.refused_there(far.peer, &refused);
+                }
+                Err(NoChannel::Refused(why))
+            }
             Ok(Answer::Lost) | Err(_) => Err(NoChannel::Lost),
         }
     }
@@ -308,8 +336,8 @@ impl Channels {
 }
 
 impl Ends {
-    pub(super) fn new(channels: Arc<Channels>, peer: PeerId) -> Self {
-        Self { channels, peer }
+    pub(super) fn new(channels: Arc<Channels>, visitor: Visitor) -> Self {
+        Self { channels, peer: visitor.peer(), visitor }
     }
 
     /// A frame came; `is_called` says whether a node offers a service for calls.
@@ -351,6 +379,10 @@ impl Ends {
     /// A node wants to speak with one of this peer's.
     fn open(&self, open: Open, link: &Link, is_called: impl FnOnce(u32, &ServiceName) -> bool) -> Result<(), Refusal> {
         let Open { end, node, from, window, token: theirs, service, request } = open;
+        if let Some(rule) = self.visitor.refusal(Action::Call, service.as_str()) {
+            self.visitor.refused(Action::Call, service.as_str(), &rule);
+            return Err(Refusal::NotAllowed(rule));
+        }
         let line = {
             let offers = self.channels.offers.read().unwrap_or_else(PoisonError::into_inner);
             offers.get(&(node, service.clone())).filter(|line| !line.is_closed()).cloned()
@@ -597,7 +629,8 @@ mod tests {
         let peer = |n| PeerId::from_bytes([n; 32]);
         let link = || Link::new(1, LinkLimits { frames: 100, bytes: 1 << 20 }, 1 << 20);
         for comes_back in [false, true] {
-            let channels = Channels::new("host".into(), Links::default(), Rules::default(), 1 << 20, ADOPTION);
+            let channels =
+                Channels::new("host".into(), Links::default(), Rules::default(), Arc::default(), 1 << 20, ADOPTION);
             let far_node = NodeId { peer: peer(1), index: 0 };
             let talk = Arc::new(Talk::new(&channels.me, 1, 0, far_node, Token::default(), Phase::Open));
             talk.state().open(Far { peer: peer(1), end: 5, token: Token::default() }, &link());
