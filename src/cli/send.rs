@@ -247,10 +247,6 @@ impl Sender {
                 (Exit::Done | Exit::TimedOut | Exit::Refused, _) => Exit::Failed,
                 (worse, _) => worse,
             };
-            if refused && !self.hinted {
-                self.hinted = true;
-                out.talk.hint(NotAllowed::HINT);
-            }
         }
         if out.json {
             let dropped = dropped.iter().map(Dropped::new);
@@ -266,6 +262,10 @@ impl Sender {
         let undone = if self.is_acked() { "not acknowledged by" } else { "dropped for" };
         for (node, why) in dropped {
             out.talk.say(&format!("{undone} {node}: {why}"));
+        }
+        if !self.hinted && dropped.iter().any(|(_, why)| matches!(why, DropReason::Refused(_))) {
+            self.hinted = true;
+            out.talk.hint(NotAllowed::HINT);
         }
         if out.verbose && *matched > 0 {
             let acknowledged =

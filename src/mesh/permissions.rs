@@ -210,8 +210,8 @@ fn selects(pattern: &[&str], resource: &[&str]) -> bool {
 
 /// Bytes of a rule's name that are told.
 pub(crate) const MAX_RULE: usize = 255;
-/// Stopping needs a rule: who is refused reads what that would be.
-const NOBODY_STOPS: &str = "nobody may stop it: no [[allow]] has action = [\"stop\"]";
+/// Stopping needs a rule; where there is none, this is told in its place.
+const NOBODY_STOPS: &str = "stop is allowed to nobody";
 
 #[cfg(test)]
 mod tests {
@@ -247,6 +247,17 @@ mod tests {
         assert_eq!(rules.check(None, Action::Get, "data/x/y").unwrap_err().rule, "get data/**");
         assert_eq!(rules.check(None, Action::Get, "data/open/x"), Ok(()), "one of the rules is enough");
         assert_eq!(rules.check(Some(identity(1)), Action::Exec, "/usr/bin/uname"), Ok(()), "not of one part");
+    }
+
+    #[test]
+    fn services_of_meshds_own_are_governed_by_what_is_done_over_them() {
+        let nobody = [Action::Call, Action::Serve, Action::Get].map(|action| rule(None, vec![], action, "**"));
+        let rules = Permissions::new(nobody.into());
+        for action in [Action::Call, Action::Serve] {
+            assert_eq!(rules.check(None, action, "meshd.files"), Ok(()));
+            assert!(rules.check(None, action, "meshd").is_err());
+        }
+        assert!(rules.check(None, Action::Get, "meshd.files").is_err());
     }
 
     #[test]

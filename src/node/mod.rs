@@ -140,13 +140,13 @@ impl Node {
         self.0.host.identity
     }
 
-    /// The identity of a peer that is there: what permissions rest on.
+    /// The identity that a peer has proved, if it is linked or was a moment ago: what permissions rest on.
     #[must_use]
     pub fn identity_of(&self, peer: PeerId) -> Option<Identity> {
         if peer == self.0.id.peer {
             return Some(self.0.host.identity);
         }
-        self.0.host.net.routes().borrow().record(peer).map(|record| record.identity)
+        self.0.host.protocols.guard.identity(peer)
     }
 
     /// Whether the rules of this process (`[[allow]]`) let a peer do something here. It may do to itself what it likes. A refusal
@@ -158,7 +158,7 @@ impl Node {
         if peer == self.0.id.peer {
             return Ok(());
         }
-        self.0.host.protocols.guard.permits(peer, self.identity_of(peer), action, resource)
+        self.0.host.protocols.guard.permits(peer, action, resource)
     }
 
     /// Hosts another node in the same process.

@@ -43,7 +43,7 @@ struct Gathered {
 struct Arrived {
     topic: Topic,
     /// Set if the peer may not send on it.
-    refused: Option<Refused>,
+    refused: Option<Box<Refused>>,
     generation: u64,
     inboxes: Vec<(u32, Vec<Arc<Inbox>>)>,
 }
@@ -206,7 +206,7 @@ impl Arrived {
     fn new(topic: Topic, visitor: &Visitor) -> Self {
         let refused = visitor.refusal(Action::Send, topic.as_str()).map(|rule| {
             let untold = frame::Refused { action: Action::Send, resource: topic.to_string(), rule };
-            Refused { untold: Some(untold) }
+            Box::new(Refused { untold: Some(untold) })
         });
         Self { topic, refused, generation: 0, inboxes: Vec::new() }
     }

@@ -6,7 +6,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -30,6 +30,9 @@ pub(crate) struct Guard {
     notices: mpsc::Sender<What>,
     noted: Mutex<Noted>,
     refused: AtomicU64,
+    /// Who is linked, or was a moment ago. Known before the first frame is read, and as long as anything is remembered of the
+    /// peer: the routes know it later, and not while it leaves.
+    identities: RwLock<HashMap<PeerId, Identity>>,
 }
 
 /// What was told in this minute.
@@ -62,23 +65,30 @@ impl Guard {
         let actions = [Action::Send, Action::Listen, Action::Call, Action::Serve];
         let about = actions.into_iter().filter(|action| permissions.is_about(*action)).map(bit).sum();
         let noted = Noted { since: Instant::now(), told: HashSet::new(), by_peer: HashMap::new() };
-        Self { permissions, about, links, notices, noted: Mutex::new(noted), refused: AtomicU64::new(0) }
+        let (noted, refused, identities) = (Mutex::new(noted), AtomicU64::new(0), RwLock::default());
+        Self { permissions, about, links, notices, noted, refused, identities }
     }
 
     /// Who sends over a data stream: a peer of that identity, or with `None` this peer itself.
     pub(crate) fn visitor(self: &Arc<Self>, peer: PeerId, identity: Option<Identity>) -> Visitor {
+        if let Some(identity) = identity {
+            self.identities.write().unwrap_or_else(PoisonError::into_inner).insert(peer, identity);
+        }
         Visitor { guard: Arc::clone(self), peer, identity }
     }
 
-    /// Whether a peer of that identity may do something here. A refusal is counted, and told to who watches.
-    pub(crate) fn permits(
-        &self,
-        peer: PeerId,
-        identity: Option<Identity>,
-        action: Action,
-        resource: &str,
-    ) -> Result<(), NotAllowed> {
-        self.permissions.check(identity, action, resource).inspect_err(|NotAllowed { rule }| {
+    /// The identity that a peer has proved, if it is linked or was a moment ago.
+    pub(crate) fn identity(&self, peer: PeerId) -> Option<Identity> {
+        self.identities.read().unwrap_or_else(PoisonError::into_inner).get(&peer).copied()
+    }
+
+    pub(super) fn forget(&self, peer: PeerId) {
+        self.identities.write().unwrap_or_else(PoisonError::into_inner).remove(&peer);
+    }
+
+    /// Whether another peer may do something here. A refusal is counted, and told to who watches.
+    pub(crate) fn permits(&self, peer: PeerId, action: Action, resource: &str) -> Result<(), NotAllowed> {
+        self.permissions.check(self.identity(peer), action, resource).inspect_err(|NotAllowed { rule }| {
             self.count(1);
             self.note(peer, true, action, resource, rule);
         })

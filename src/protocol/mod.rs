@@ -90,6 +90,7 @@ impl Carried for Protocols {
     }
 
     fn forgotten(&self, peer: PeerId) {
+        self.guard.forget(peer);
         self.calls.forget(peer);
         self.pubsub.lanes().forget(peer);
     }

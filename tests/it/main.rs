@@ -16,6 +16,7 @@ mod delivery;
 mod examples;
 mod keys;
 mod membership;
+mod permissions;
 mod proxy;
 mod sending;
 mod strangers;
