@@ -34,21 +34,14 @@ fn answer(me: &Node, request: &Request, wanted: &CancellationToken) -> Result<()
     Ok(())
 }
 
-/// Asks a daemon elsewhere to stop, or this one.
-pub(super) async fn stop(
-    node: &Node,
-    here: NodeId,
-    target: Option<&str>,
-    wanted: &CancellationToken,
-) -> Result<Reply, Failure> {
+/// Asks a daemon elsewhere to stop. If it is this one that is meant, the caller has to see to that: once it has replied.
+pub(super) async fn stop(node: &Node, here: NodeId, target: Option<&str>) -> Result<Reply, Failure> {
     let (id, name) = match target {
         Some(target) => daemon_of(node, target)?,
         None => (here, node.nodes().into_iter().find(|known| known.id == here).map(|known| known.name)),
     };
     let stopping = Reply::Stopping { node: id, name: name.clone() };
     if id.peer == here.peer {
-        info!("a program of this machine wants this daemon to stop");
-        wanted.cancel();
         return Ok(stopping);
     }
     let options = CallOptions { callee: Callee::Node(id), timeout: Some(PATIENCE), ..CallOptions::default() };

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use futures::poll;
 use tokio::net::unix::OwnedReadHalf;
 use tokio_util::task::AbortOnDropHandle;
+use tracing::info;
 
 use super::channels::{Channels, What};
 use super::control::{MAX_CLIENTS, Server};
@@ -140,8 +141,13 @@ impl Session {
                 let (node, here, wanted) = (self.oneself().clone(), self.server.node.id(), self.server.halt.clone());
                 let outbox = self.outbox.clone();
                 let errand = async move {
-                    let answer = halt::stop(&node, here, target.as_deref(), &wanted).await;
+                    let answer = halt::stop(&node, here, target.as_deref()).await;
+                    let meant = matches!(&answer, Ok(Reply::Stopping { node, .. }) if node.peer == here.peer);
                     let _ = outbox.reply(id, answer).await; // A client that is gone needs no reply.
+                    if meant {
+                        info!("a program of this machine wants this daemon to stop");
+                        wanted.cancel(); // after the reply: the end comes quickly
+                    }
                 };
                 return self.errands.run(id, errand).await;
             }
