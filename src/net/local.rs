@@ -210,8 +210,12 @@ async fn sweep(folder: &Path) {
         let path = entry.path();
         let connected = timeout(PATIENCE, UnixStream::connect(&path)).await; // one that is frozen may let us wait
         let dead = matches!(connected, Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionRefused);
-        // One that is being bound has the other extension: it refuses too.
-        if dead && path.extension().is_some_and(|extension| extension == EXTENSION) {
+        // One that is being bound has another extension, and refuses too. That takes no time.
+        let over = || {
+            let age = entry.metadata().and_then(|socket| socket.modified()).map(|at| at.elapsed().unwrap_or_default());
+            age.is_ok_and(|age| age > BINDING)
+        };
+        if dead && (path.extension().is_some_and(|extension| extension == EXTENSION) || over()) {
             drop(fs::remove_file(path));
         }
     }
@@ -240,6 +244,8 @@ const PATIENCE: Duration = Duration::from_secs(2);
 const LONGER: Duration = Duration::from_secs(4);
 const AFTER_ERROR: Duration = Duration::from_millis(100);
 const TRIES: usize = 10;
+/// After this, a socket that was not finished will not be: its process has ended.
+const BINDING: Duration = Duration::from_secs(60);
 /// Files looked at when sweeping: as many as there may be peers.
 const MAX_FILES: usize = 4096;
 

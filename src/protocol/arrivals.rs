@@ -241,7 +241,7 @@ mod tests {
     use super::super::guard::Guard;
     use super::super::pubsub::SendTimes;
     use super::*;
-    use crate::mesh::{Codec, Rules, TopicFilter};
+    use crate::mesh::{AllowRule, Codec, Identity, Permissions, Rules, TopicFilter};
     use crate::net::{LinkLimits, Links};
     use crate::protocol::subscription::{ListenOptions, Overflow};
     use crate::wire::frame::{Frame, MessageHead};
@@ -317,6 +317,55 @@ mod tests {
             let sent: Vec<Sent> = runs.into_iter().flat_map(|(one, times)| vec![one; times]).collect();
             prop_assert_eq!(received(&sent, options, true), received(&sent, options, false));
         }
+    }
+
+    /// Of a peer that may send on `b` alone: messages on topics with numbers and without, some of which it wants to hear of.
+    #[test]
+    fn what_a_peer_may_not_send_reaches_nobody_and_it_hears_so_once_for_each_number() {
+        let rule = AllowRule { name: None, who: vec![], action: vec![Action::Send], pattern: "a".into() };
+        let guard = Guard::new(Permissions::new(vec![rule]), Links::default(), tokio::sync::mpsc::channel(9).0);
+        let guard = Arc::new(guard);
+        let peer = PeerId::from_bytes([1; 32]);
+        let times = SendTimes { room: Duration::ZERO, acknowledgement: Duration::ZERO };
+        let guards = Arc::clone(&guard);
+        let pubsub = PubSub::new(String::new(), Links::default(), Rules::default(), guards, 1 << 20, 1 << 20, times);
+        let pubsub = Arc::new(pubsub);
+        let inbox = pubsub.inboxes().insert(0, TopicFilter::new("**").unwrap(), ListenOptions::default());
+        let visitor = guard.visitor(peer, Some(Identity::from_bytes([1; 32])));
+        let mut arrivals = Arrivals::new(Arc::clone(&pubsub), visitor);
+        let link = Link::new(1, LinkLimits { frames: 100, bytes: 1 << 20 }, 1 << 20);
+        let acks = Link::new(2, LinkLimits { frames: 100, bytes: 1 << 20 }, 1 << 20);
+        pubsub.lanes().up(peer, &acks);
+        for (alias, topic) in [(1, "a"), (2, "b")] {
+            arrivals.topic(alias, Topic::new(topic).unwrap()).unwrap();
+        }
+        arrivals.node(0, NodeName::new("n").unwrap());
+        for (n, (alias, inline, acked)) in (1..).zip([
+            (1, None, false),
+            (1, None, true),
+            (2, None, false),
+            (frame::INLINE, Some("a"), false),
+            (frame::INLINE, Some("b"), true),
+        ]) {
+            let delivery = acked.then_some(frame::Delivery { id: n, settled: 1 });
+            let head = MessageHead { codec: Codec::Text, alias, from: 0, seq: n, delivery, left: None, retains: false };
+            let topic = inline.map(|topic| Topic::new(topic).unwrap());
+            let mut block = BytesMut::new();
+            frame::put_message(&mut block, head, [0].into_iter(), topic.as_ref(), 0);
+            let (block, mut rest) = (block.freeze(), 0..0);
+            rest.end = block.len();
+            let body = next_block(&block, &mut rest).unwrap();
+            if arrivals.gather(&block, body.clone()).unwrap() {
+                arrivals.flush();
+                continue;
+            }
+            let Frame::Message(message) = Frame::parse(block.slice(body)).unwrap() else { panic!("only messages") };
+            arrivals.message(message, &link).unwrap();
+        }
+        let got: Vec<u64> = std::iter::from_fn(|| inbox.try_next().flatten()).map(|message| message.seq).collect();
+        assert_eq!(got, [3, 5]);
+        assert_eq!((link.queued(), guard.refused()), (2, 3), "one word for the number, one for what has none");
+        assert_eq!(acks.queued(), 2, "both that it wants to hear of are settled");
     }
 
     #[test]

@@ -14,6 +14,7 @@ mod conformance;
 mod daemon;
 mod delivery;
 mod examples;
+mod gateway;
 mod keys;
 mod membership;
 mod permissions;

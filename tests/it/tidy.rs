@@ -143,6 +143,24 @@ fn files_are_short_enough_to_hold_one_noun() {
     assert!(long.is_empty(), "{long:#?}");
 }
 
+#[test]
+fn every_test_that_the_documents_name_is_there() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let text = fs::read_to_string(root.join("docs/CONFORMANCE.md")).unwrap();
+    let table = text.lines().filter(|line| line.starts_with('|'));
+    let named = table.flat_map(|line| line.split('`').skip(1).step_by(2)).filter_map(|words| words.split_once("::"));
+    let mut missing = Vec::new();
+    for (place, test) in named {
+        let files = [format!("tests/it/{place}.rs"), format!("src/{place}.rs"), format!("src/{place}/mod.rs")];
+        let declared = format!("fn {test}(");
+        let has = |file: &String| fs::read_to_string(root.join(file)).is_ok_and(|code| code.contains(&declared));
+        if !files.iter().any(has) {
+            missing.push(format!("{place}::{test}"));
+        }
+    }
+    assert_eq!(missing, [""; 0], "docs/CONFORMANCE.md names what is not there");
+}
+
 /// Lines that are not comments, with their numbers.
 fn lines_of_code(text: &str) -> impl Iterator<Item = (usize, &str)> {
     text.lines().enumerate().filter(|(_, line)| !line.trim_start().starts_with("//")).map(|(at, line)| (at + 1, line))

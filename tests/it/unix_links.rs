@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
 use meshd::{Channel, Codec, Failure, LinkKind, ListenOptions, Node, Overflow, Publisher, SendOptions};
+use rustix::fs::{AtFlags, CWD, Timespec, Timestamps, utimensat};
 use rustix::io::Errno;
 use rustix::net::{Shutdown, getsockname, shutdown};
 use rustix::process::{PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_open};
@@ -97,8 +98,18 @@ async fn a_socket_that_is_left_behind_by_a_crash_is_swept() {
     let dead = cluster.runtime().join("links/left-behind.s");
     drop(std::os::unix::net::UnixListener::bind(&dead).unwrap());
     assert!(dead.exists());
+    // One that was never finished, and one that somebody is about to finish.
+    let [unfinished, begun] = ["unfinished.new", "begun.new"].map(|name| cluster.runtime().join("links").join(name));
+    for path in [&unfinished, &begun] {
+        drop(std::os::unix::net::UnixListener::bind(path).unwrap());
+    }
+    let long_ago = Timespec { tv_sec: 1_000_000_000, tv_nsec: 0 };
+    let times = Timestamps { last_access: long_ago, last_modification: long_ago };
+    utimensat(CWD, &unfinished, &times, AtFlags::empty()).unwrap();
     let second = cluster.start("second").await;
-    until("it is swept", async || !dead.exists()).await;
+    until("they are swept", async || !dead.exists() && !unfinished.exists()).await;
+    assert!(begun.exists());
+    fs::remove_file(begun).unwrap();
     see_each_other(&[first.clone(), second.clone()]).await;
     until("they are linked", async || first.peers().await.unwrap().len() == 1).await;
     assert_eq!(kind(&first, &second).await, LinkKind::Unix, "what is alive was not swept");
