@@ -6,11 +6,13 @@ use std::sync::Arc;
 use futures::poll;
 use tokio::net::unix::OwnedReadHalf;
 use tokio_util::task::AbortOnDropHandle;
+use tracing::info;
 
 use super::channels::{Channels, What};
 use super::control::{MAX_CLIENTS, Server};
 use super::errands::{Errands, patient};
 use super::failures::{NOT_OURS, TOO_LARGE, listen_failure, misunderstood, send_failure, stopping};
+use super::halt;
 use super::offers::Offers;
 use super::outbox::{Gone, Outbox};
 use super::subscriptions::Subscriptions;
@@ -145,6 +147,20 @@ impl Session {
             Request::Adopt { handle } => {
                 let (desk, node) = (self.channels.desk(), self.oneself().clone());
                 return self.errands.run(id, desk.adopt(id, node, handle)).await;
+            }
+            Request::Stop { target } => {
+                let (node, here, wanted) = (self.oneself().clone(), self.server.node.id(), self.server.halt.clone());
+                let outbox = self.outbox.clone();
+                let errand = async move {
+                    let answer = halt::stop(&node, here, target.as_deref()).await;
+                    let meant = matches!(&answer, Ok(Reply::Stopping { node, .. }) if node.peer == here.peer);
+                    let _ = outbox.reply(id, answer).await; // A client that is gone needs no reply.
+                    if meant {
+                        info!("a program of this machine wants this daemon to stop");
+                        wanted.cancel(); // after the reply: the end comes quickly
+                    }
+                };
+                return self.errands.run(id, errand).await;
             }
             Request::Cancel { id } => {
                 self.errands.cancel(id).await;

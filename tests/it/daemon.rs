@@ -90,6 +90,7 @@ fn what_a_daemon_knows_is_printed_as_objects() {
         "nodes",
         "peer",
         "peers",
+        "refused",
         "uptime_s",
         "version",
     ];
@@ -400,7 +401,7 @@ impl Home {
     }
 
     /// Another one on the same machine.
-    fn beside(&self) -> Self {
+    pub(crate) fn beside(&self) -> Self {
         Self { dir: Arc::new(TempDir::new().unwrap()), machine: Arc::clone(&self.machine) }
     }
 
@@ -523,6 +524,11 @@ impl Daemon {
 
     pub(crate) fn peer(&self) -> String {
         self.json(&["status"])["peer"].as_str().unwrap().to_owned()
+    }
+
+    /// Exit status, stdout and stderr of one that ends by itself.
+    pub(crate) fn ended(self) -> (ExitStatus, String, String) {
+        self.running.wait()
     }
 
     /// Ends it as service managers do.

@@ -18,6 +18,7 @@ mod gateway;
 mod keys;
 mod launch;
 mod membership;
+mod permissions;
 mod proxy;
 mod recording;
 mod sending;

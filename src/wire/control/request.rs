@@ -87,6 +87,12 @@ pub(crate) enum Request {
     },
     /// [`Reply::Config`].
     Config,
+    /// Stops this daemon, or asks another to stop: the one that is meant by its peer's id, or the id or name of its own node.
+    /// [`Reply::Stopping`].
+    Stop {
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        target: Option<String>,
+    },
     /// Offers a service. [`Reply::Serving`], then [`Answer::Called`] for each call. Wants an attached node.
     Serve(Serve),
     /// Ends a service. [`Reply::Done`].
