@@ -15,6 +15,7 @@ import failures  # noqa: F401
 import isolation  # noqa: F401
 import keys  # noqa: F401
 import links  # noqa: F401
+import recording  # noqa: F401
 import topics  # noqa: F401
 from checks import CHECKS, Say, now
 from hosts import Lab

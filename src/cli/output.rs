@@ -12,6 +12,7 @@ use tokio::sync::mpsc;
 
 use super::args::{Colour, Global};
 use super::trouble::{Exit, Trouble};
+use crate::launch::Stream;
 
 /// Data, on stdout.
 #[derive(Debug)]
@@ -96,6 +97,31 @@ impl Output {
         }
     }
 
+    /// Lines of a program that we run, each behind a label: ours, so they go as they are, to where the program wrote them.
+    pub(super) fn labelled(&mut self, label: &str, hue: usize, stream: Stream, lines: &[u8]) -> Result<(), Trouble> {
+        let coloured = match stream {
+            Stream::Out => self.coloured,
+            Stream::Err => self.talk.coloured,
+        };
+        let label = paint(label, HUES[hue % HUES.len()], coloured);
+        let mut text = Vec::with_capacity(lines.len() + label.len() + 4);
+        for line in lines.split_inclusive(|byte| *byte == b'\n') {
+            text.extend_from_slice(label.as_bytes());
+            text.extend_from_slice(line);
+            if !line.ends_with(b"\n") {
+                text.push(b'\n');
+            }
+        }
+        match stream {
+            Stream::Out => self.bytes(&text),
+            Stream::Err => {
+                self.flush()?; // what came before stands before it, where both go to one place
+                let _ = io::stderr().write_all(&text); // who has closed stderr does not want it
+                Ok(())
+            }
+        }
+    }
+
     /// What stands out, such as a heading.
     pub(super) fn strong<'a>(&self, text: &'a str) -> Cow<'a, str> {
         paint(text, BOLD, self.coloured)
@@ -113,7 +139,7 @@ impl Output {
 
     /// What says where a line comes from: one of several, told apart by colour.
     pub(super) fn label(&self, text: &str, which: usize) -> String {
-        paint(&self.foreign(text), SEVERAL[which % SEVERAL.len()], self.coloured).into_owned()
+        paint(&self.foreign(text), HUES[which % HUES.len()], self.coloured).into_owned()
     }
 
     /// Names and values, one in a line. Every value may come from elsewhere.
@@ -142,6 +168,14 @@ impl Talk {
         print(&self.safe(text));
     }
 
+    /// How far something is, on a terminal: in a line that the next one replaces. An empty one ends that.
+    pub(super) fn status(self, text: &str) {
+        if self.terminal {
+            // Who has closed stderr wants no talk.
+            let _ = write!(io::stderr(), "\r\x1b[K{}", self.safe(text));
+        }
+    }
+
     /// What went wrong and what to do about it.
     pub(super) fn trouble(self, trouble: Trouble) -> Exit {
         if !trouble.message.is_empty() {
@@ -166,7 +200,7 @@ impl Talk {
 
     /// As [`Output::label`], for lines of talk.
     pub(super) fn source(self, text: &str, which: usize) -> String {
-        paint(&self.safe(text), SEVERAL[which % SEVERAL.len()], self.coloured).into_owned()
+        paint(&self.safe(text), HUES[which % HUES.len()], self.coloured).into_owned()
     }
 
     /// A text from elsewhere: harmless on a terminal, as it is in a pipe.
@@ -292,8 +326,8 @@ fn paint<'a>(text: &'a str, code: &str, coloured: bool) -> Cow<'a, str> {
 const BOLD: &str = "1";
 const RED: &str = "1;31";
 const CYAN: &str = "36";
-/// Colours of what comes from several places.
-const SEVERAL: [&str; 6] = ["36", "33", "35", "32", "34", "31"];
+/// Of what comes from several places: those that can be read on dark and on light.
+const HUES: [&str; 6] = ["36", "33", "32", "35", "34", "31"];
 /// From 1970 until the last second that RFC 3339 can tell.
 const YEAR_9999: Duration = Duration::from_secs(253_402_300_799);
 /// Spaces between columns.

@@ -5,6 +5,7 @@ mod claim;
 mod control;
 mod errands;
 mod failures;
+mod halt;
 mod offers;
 mod outbox;
 mod session;
@@ -19,6 +20,7 @@ use std::time::Duration;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use self::claim::{Claim, bind};
@@ -73,7 +75,7 @@ pub(crate) enum DaemonError {
     Closed(#[from] Closed),
 }
 
-/// Runs a daemon until SIGTERM or SIGINT.
+/// Runs a daemon until SIGTERM or SIGINT, or until somebody who may wants it to stop.
 ///
 /// # Errors
 /// It could not start. Nothing is left running.
@@ -100,13 +102,18 @@ pub(crate) async fn run(settings: Settings, mut notify: impl FnMut(Notice<'_>)) 
     let listener = bind(&socket, home.dir()).await?;
     let status = node.status().await?;
 
-    let ending = Ending::default();
-    let server = Arc::new(Server::new(node.clone(), &loaded, ending.clone(), &status));
+    let (halt, ending) = (CancellationToken::new(), Ending::default());
+    let _stopping = halt::offer(&node, halt.clone()).await.map_err(StartError::from)?;
+    let server = Arc::new(Server::new(node.clone(), &loaded, halt.clone(), ending.clone(), &status));
     let serving = tokio::spawn(control::serve(server, listener));
     notify(Notice::Ready { mesh: &mesh, peer: status.peer, addresses: &status.addresses, socket: &socket });
 
     loop {
-        match signals.next().await {
+        let wish = tokio::select! {
+            wish = signals.next() => wish,
+            () = halt.cancelled() => Wish::Stop,
+        };
+        match wish {
             Wish::Stop => break,
             Wish::Reload => reload(&node, &layers, &loaded, &home, &mesh).await,
         }
@@ -228,6 +235,11 @@ impl Signals {
             _ = self.hangup.recv() => Wish::Reload,
         }
     }
+}
+
+/// Whether a daemon holds the home: it runs, or has not quite ended.
+pub(crate) fn runs(home: &Home, mesh: &MeshName) -> bool {
+    claim::is_held(&home.lock(mesh))
 }
 
 /// Makes a directory that is for its owner only.

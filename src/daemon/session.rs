@@ -7,11 +7,13 @@ use std::sync::Arc;
 use futures::poll;
 use tokio::net::unix::OwnedReadHalf;
 use tokio_util::task::AbortOnDropHandle;
+use tracing::info;
 
 use super::channels::{Channels, What};
 use super::control::{MAX_CLIENTS, Server};
 use super::errands::{Errands, patient};
 use super::failures::{NOT_OURS, TOO_LARGE, call_failure, listen_failure, misunderstood, send_failure, stopping};
+use super::halt;
 use super::offers::Offers;
 use super::outbox::{Gone, Outbox};
 use super::subscriptions::Subscriptions;
@@ -106,7 +108,18 @@ impl Session {
             Request::Config => Ok(Reply::Config(self.server.settings.clone())),
             Request::Attach { name } => self.attach(name).await,
             Request::Listen(listen) => return self.listen(id, listen).await,
-            Request::Unlisten { subscription } => self.subscriptions.unlisten(subscription).await,
+            Request::Unlisten { subscription, drain: false } => self.subscriptions.unlisten(subscription).await,
+            Request::Unlisten { subscription, drain: true } => match self.subscriptions.drain(subscription) {
+                Ok(drained) => {
+                    let outbox = self.outbox.clone();
+                    let errand = async move {
+                        drained.await;
+                        let _ = outbox.reply(id, Ok(Reply::Done)).await; // A client that is gone needs no reply.
+                    };
+                    return self.errands.run(id, errand).await;
+                }
+                Err(failure) => Err(failure),
+            },
             Request::Acknowledge { subscription, acks } => {
                 self.subscriptions.acknowledge(subscription, &acks);
                 return Ok(());
@@ -136,6 +149,20 @@ impl Session {
             Request::Adopt { handle } => {
                 let (desk, node) = (self.channels.desk(), self.oneself().clone());
                 return self.errands.run(id, desk.adopt(id, node, handle)).await;
+            }
+            Request::Stop { target } => {
+                let (node, here, wanted) = (self.oneself().clone(), self.server.node.id(), self.server.halt.clone());
+                let outbox = self.outbox.clone();
+                let errand = async move {
+                    let answer = halt::stop(&node, here, target.as_deref()).await;
+                    let meant = matches!(&answer, Ok(Reply::Stopping { node, .. }) if node.peer == here.peer);
+                    let _ = outbox.reply(id, answer).await; // A client that is gone needs no reply.
+                    if meant {
+                        info!("a program of this machine wants this daemon to stop");
+                        wanted.cancel(); // after the reply: the end comes quickly
+                    }
+                };
+                return self.errands.run(id, errand).await;
             }
             Request::Cancel { id } => {
                 self.errands.cancel(id).await;

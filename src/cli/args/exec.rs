@@ -66,4 +66,16 @@ Examples:
   meshd exec --group workers --script setup.sh
   meshd exec --on gpu --script train.py --with python3 --env EPOCHS=3 --timeout 1h
   printf '1\\n2\\n' | meshd exec --on far --messages --json --script double.py";
-pub(super) const STOP: &str = "";
+pub(super) const STOP: &str = "\
+Examples:
+  meshd stop                     stop the daemon here, in order: as SIGTERM does
+  meshd stop camera-1            ask the daemon whose own node has that name
+  meshd stop 12D3KooW...         the same by the id of its peer
+
+A daemon elsewhere stops only for whom its config.toml names:
+  [[allow]]
+  action = [\"stop\"]
+  who = [\"id1-...\"]             as `meshd identity` prints there; never names
+  pattern = \"**\"
+
+Here, it is waited until the daemon has ended, 10 s at most. Elsewhere, until it says that it stops.";

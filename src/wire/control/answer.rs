@@ -90,6 +90,12 @@ pub(crate) enum Reply {
     Handle(Secret),
     Providers(usize),
     Services(Vec<ServiceInfo>),
+    /// That daemon stops: its own node, and what that is called if it is known.
+    Stopping {
+        node: NodeId,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        name: Option<NodeName>,
+    },
     /// Key, value and source of each setting.
     Config(Vec<(String, String, String)>),
 }
