@@ -22,6 +22,8 @@ install() {
 [ "$(id -u)" = 0 ] || skip "needs root"
 command -v ip >/dev/null || install iproute2
 command -v python3 >/dev/null || install python3
+# To compare with, no more: the lab says what it leaves out.
+command -v rsync >/dev/null || ! command -v apt-get >/dev/null || apt-get install --yes --no-install-recommends rsync >&2 || true
 
 bin=${MESHD_BIN:-}
 arguments=()

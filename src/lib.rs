@@ -47,6 +47,7 @@
 //! | offer and call services | [`Node::serve`], [`Serving`], [`Node::call`], [`Service`], [`CallError`], [`Failure`] |
 //! | speak with a node, both ways | [`Node::open`], [`Node::accept`], [`Channel`], [`ChannelHandle`], [`ChannelGroup`] |
 //! | answer with a stream of replies | [`Node::serve_stream`], [`Node::call_stream`], [`ReplyStream`] |
+//! | share, list and move files | [`Node::share`], [`Node::list_files`], [`Node::transfer`], [`FileJob`], [`FileEvent`], [`FileError`] |
 //! | run programs at other nodes, and let others run them here | [`Node::exec`], [`Command`], [`Process`], [`Node::serve_exec`] |
 //! | keep meshes apart | [`NetworkKey`], [`Ticket`], [`Identity`] |
 //!
@@ -73,6 +74,7 @@ mod socket;
 mod wire;
 
 pub use exec::{Command, ExecError, ExecService, NoInterpreter, Output, Process, ProcessInput, ProcessOutput};
+pub use files::{FileError, Listing, ShareError, Sharing, Transfer};
 pub use keys::{BadKey, IdentityKey, KeyError, NetworkKey, Ticket, TicketError};
 pub use mesh::engine::LimitError;
 pub use mesh::{

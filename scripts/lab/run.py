@@ -12,6 +12,7 @@ import discovery  # noqa: F401
 import errors  # noqa: F401
 import exec  # noqa: F401
 import failures  # noqa: F401
+import files  # noqa: F401
 import isolation  # noqa: F401
 import keys  # noqa: F401
 import links  # noqa: F401

@@ -163,6 +163,11 @@ impl Talk {
         self.coloured
     }
 
+    /// Whether a person reads along.
+    pub(super) fn is_terminal(self) -> bool {
+        self.terminal
+    }
+
     /// Something that a person may want to know.
     pub(super) fn say(self, text: &str) {
         print(&self.safe(text));

@@ -46,6 +46,17 @@ impl Exit {
     }
 }
 
+impl Exit {
+    /// What both come to: several failures that are not alike are just failures.
+    pub(super) fn and(self, other: Self) -> Self {
+        match (self, other) {
+            (Self::Done, exit) | (exit, Self::Done) => exit,
+            (one, other) if one == other => one,
+            _ => Self::Failed,
+        }
+    }
+}
+
 /// Why a command was not done, and what to do about it.
 #[derive(Debug)]
 pub(super) struct Trouble {
@@ -100,7 +111,7 @@ impl From<DaemonError> for Trouble {
     fn from(error: DaemonError) -> Self {
         let exit = match error {
             DaemonError::AlreadyRuns { .. } => Exit::Refused,
-            DaemonError::Config(_) | DaemonError::SocketPathTooLong { .. } => Exit::Usage,
+            DaemonError::Config(_) | DaemonError::Share(_) | DaemonError::SocketPathTooLong { .. } => Exit::Usage,
             _ => Exit::Failed,
         };
         Self::new(exit, chain(&error)).hint_if_any(error.hint())

@@ -12,6 +12,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::failures::{SEE_NODES, call_failure, nobody, rotate_failure, send_failure, stopping};
+use super::files;
 use super::outbox::{Gone, Outbox};
 use crate::mesh::{Codec, NodeId, NodeInfo, NodeName, PeerId};
 use crate::node::{CallOptions, Callee, Node, PingError, Service};
@@ -101,6 +102,9 @@ pub(super) async fn patient(node: &Node, id: u64, request: Request, outbox: &Out
             let service = node.service(&service).map_err(|error| call_failure(error, &[]))?;
             Ok(Reply::Providers(service.wait_for_providers(count, timeout).await.len()))
         }
+        Request::Shares { node: of } => files::shares(node, of).await,
+        Request::Files(list) => files::list(node, id, list, outbox).await,
+        Request::Transfer(job) => files::transfer(node, id, job, outbox).await,
         Request::Services => Ok(Reply::Services(node.services(STATS_PATIENCE).await)),
         other => Err(Failure::new(FailureKind::Usage, format!("{other:?} does not wait"))),
     }

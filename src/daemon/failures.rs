@@ -1,6 +1,7 @@
 //! What clients are told when something is not done.
 
 use crate::RotationError;
+use crate::files::FileError;
 use crate::mesh::{self, NodeId, NodeInfo, NodeName, NotAllowed, RemoteFailure};
 use crate::node::{AdoptError, CallError, ChannelError, ListenError, OpenError, SendError};
 use crate::socket::SocketError;
@@ -147,6 +148,26 @@ pub(super) fn channel_failure(error: ChannelError, name: impl FnOnce(NodeId) -> 
         ChannelError::TooLarge { .. } => Failure::new(FailureKind::Refused, error).hint(TOO_LARGE),
         _ => Failure::new(FailureKind::Failed, error),
     }
+}
+
+/// What is refused, missing or senseless was not begun. What was lost goes on when it is asked for again.
+pub(super) fn file_failure(error: FileError) -> Failure {
+    let (kind, hint) = match &error {
+        FileError::NoSuchNode(_) => (FailureKind::NobodyThere, "see who shares what with: meshd ls"),
+        FileError::Refused { .. } => (FailureKind::Refused, "config.toml there decides: [[share]], and [[allow]]"),
+        FileError::NotThere { .. } => (FailureKind::Failed, "see what is there with: meshd ls NODE[:SHARE]"),
+        FileError::Lost { .. } => (FailureKind::TimedOut, "what has come is kept: the same command goes on from there"),
+        FileError::Far { .. } => (FailureKind::Failed, "it is about the disk or the permissions there"),
+        FileError::Here { path, source } => {
+            let failure = Failure::new(FailureKind::Failed, format!("{}: {source}", path.display()));
+            return failure.hint("files here are read and written by the daemon, as the user who runs it");
+        }
+        FileError::Pattern(_) | FileError::Usage(_) | FileError::Path(_) => {
+            (FailureKind::Usage, "see: meshd get --help, meshd put --help, meshd sync --help")
+        }
+        FileError::Closed => return stopping(),
+    };
+    Failure::new(kind, error).hint(hint)
 }
 
 pub(super) const SEE_NODES: &str = "see who is there with: meshd nodes";

@@ -5,6 +5,7 @@ mod claim;
 mod control;
 mod errands;
 mod failures;
+mod files;
 mod halt;
 mod offers;
 mod outbox;
@@ -28,6 +29,7 @@ use self::control::{Ending, Server};
 use crate::Closed;
 use crate::config::{ConfigError, Home, Layers, Loaded};
 use crate::exec::ExecService;
+use crate::files::ShareError;
 use crate::keys::{KeyError, KeyRing, NetworkKey};
 use crate::mesh::{MeshName, NodeName, PeerId};
 use crate::node::{ListenError, Node, StartError};
@@ -67,6 +69,8 @@ pub(crate) enum DaemonError {
     Config(#[from] ConfigError),
     #[error(transparent)]
     Key(#[from] KeyError),
+    #[error("the shares in config.toml cannot be")]
+    Share(#[from] ShareError),
     #[error(transparent)]
     Start(#[from] StartError),
     #[error(transparent)]
@@ -99,6 +103,7 @@ pub(crate) async fn run(settings: Settings, mut notify: impl FnMut(Notice<'_>)) 
         Node::builder(name.as_str()).mesh(mesh.as_str()).home(home.dir()).config(loaded.config.clone()).start().await?;
     // Always: whoever may run nothing is told which setting that takes.
     let programs = node.serve_exec(loaded.config.exec.clone()).await?;
+    let sharing = files::share(&node, &loaded.config.share, &dir).await?;
     let listener = bind(&socket, home.dir()).await?;
     let status = node.status().await?;
 
@@ -120,6 +125,7 @@ pub(crate) async fn run(settings: Settings, mut notify: impl FnMut(Notice<'_>)) 
     }
     info!("stopping");
     shutdown(node, programs, ending, serving, &socket, &mut signals).await;
+    drop(sharing);
     drop(claim);
     Ok(())
 }
@@ -141,6 +147,7 @@ impl DaemonError {
             Self::Config(error) => Some(error.hint()),
             Self::Key(error) => error.hint(),
             Self::Start(error) => error.hint(),
+            Self::Share(_) => Some("correct [[share]] in config.toml: each has a name of its own".to_owned()),
             Self::Signals(_) | Self::Offer(_) | Self::Closed(_) => None,
         }
     }

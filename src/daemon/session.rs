@@ -175,7 +175,10 @@ impl Session {
             | Request::Call(_)
             | Request::CallAll(_)
             | Request::WaitForProviders { .. }
-            | Request::Services => return self.wait(id, request).await,
+            | Request::Services
+            | Request::Shares { .. }
+            | Request::Files(_)
+            | Request::Transfer(_) => return self.wait(id, request).await,
         };
         self.outbox.reply(id, answer).await
     }
@@ -350,6 +353,8 @@ fn begins_something(request: &Request) -> bool {
             | Request::CallAll(_)
             | Request::Open(_)
             | Request::Adopt { .. }
+            | Request::Files(_)
+            | Request::Transfer(_)
             | Request::WaitForListeners { .. }
             | Request::WaitForProviders { .. }
     )

@@ -48,6 +48,7 @@ pub use rules::BalanceRule;
 pub(crate) use rules::Rules;
 pub(crate) use size::{MAX_SMALL, Size};
 pub use topic::{Topic, TopicFilter};
+pub(crate) use transfer::byte_string;
 pub use transfer::{
     BadPath, FarPlace, FileDone, FileEvent, FileInfo, FileJob, FileKind, FilePlace, JobKind, ShareInfo, SharePath,
 };

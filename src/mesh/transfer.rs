@@ -54,8 +54,12 @@ pub struct FarPlace {
     pub node: String,
     /// The name of the share.
     pub share: String,
-    /// Where in it. When something is got, a part may hold `*`, `?` and `[..]`, and be `**`; a file of exactly that name comes first.
+    /// Where in it. When something is got, a part may hold `*`, `?` and `[..]`, and be `**`; a file of exactly that name comes
+    /// first. What such a pattern finds keeps its path below the parts before the first of these.
     pub path: SharePath,
+    /// It was written with a `/` at its end: what is put there goes into it, as into a directory.
+    #[serde(default)]
+    pub within: bool,
 }
 
 /// Something to be done with files.
@@ -129,7 +133,8 @@ pub struct ShareInfo {
 /// What happens in a job. `target` counts through the places of `to`, or the nodes that one of them means.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum FileEvent {
-    /// A target is known, and what is to be done there. Comes first for each.
+    /// A target is known, and what is to be done there. Comes first for each, and again whenever more was found: it begins
+    /// before all is compared.
     Planned {
         /// Which.
         target: u32,
@@ -150,6 +155,15 @@ pub enum FileEvent {
         bytes: u64,
         /// Files that are done.
         files: u64,
+    },
+    /// A file is begun that takes its time: one of more than a chunk. Several may be under way.
+    Begun {
+        /// Which target.
+        target: u32,
+        /// Where, below the target.
+        path: SharePath,
+        /// Its bytes.
+        bytes: u64,
     },
     /// One file, link or directory is as it should be, or would be.
     Done {
@@ -264,6 +278,33 @@ impl SharePath {
         self.0.split(|byte| *byte == b'/').filter(|part| !part.is_empty())
     }
 
+    /// The path of what is named so in it. `None` if that is no name of one file.
+    pub(crate) fn child(&self, name: &[u8]) -> Option<Self> {
+        let is_part = !matches!(name, b"" | b"." | b"..") && !name.contains(&b'/') && !name.contains(&0);
+        let fits = self.0.len() + 1 + name.len() <= MAX_PATH;
+        (is_part && fits).then(|| self.join(&Self(name.to_owned())))
+    }
+
+    /// Where it is, and its name there. `None` for the share itself.
+    #[must_use]
+    pub fn split(&self) -> Option<(Self, &[u8])> {
+        let start = self.0.iter().rposition(|byte| *byte == b'/');
+        match start {
+            Some(at) => Some((Self(self.0[..at].to_owned()), &self.0[at + 1..])),
+            None => (!self.is_root()).then(|| (Self::default(), &self.0[..])),
+        }
+    }
+
+    /// In which order files are listed: by parts, what a directory holds after it and before its next neighbour.
+    pub(crate) fn in_order(&self, other: &Self) -> std::cmp::Ordering {
+        self.parts().cmp(other.parts())
+    }
+
+    /// Whether it is the other one, or below it.
+    pub(crate) fn is_within(&self, other: &Self) -> bool {
+        other.is_root() || (self.0.starts_with(&other.0) && matches!(self.0.get(other.0.len()), None | Some(b'/')))
+    }
+
     /// The path of something below.
     #[must_use]
     pub fn join(&self, below: &Self) -> Self {
@@ -296,17 +337,17 @@ impl From<SharePath> for PathBytes {
 }
 
 /// Bytes as one CBOR byte string, not as a list of numbers.
-mod byte_string {
+pub(crate) mod byte_string {
     use std::fmt;
 
     use serde::de::{Error, Visitor};
     use serde::{Deserializer, Serializer};
 
-    pub(super) fn serialize<S: Serializer>(bytes: &[u8], serializer: S) -> Result<S::Ok, S::Error> {
+    pub(crate) fn serialize<S: Serializer>(bytes: &[u8], serializer: S) -> Result<S::Ok, S::Error> {
         serializer.serialize_bytes(bytes)
     }
 
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<u8>, D::Error> {
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<u8>, D::Error> {
         struct Bytes;
         impl Visitor<'_> for Bytes {
             type Value = Vec<u8>;
@@ -332,7 +373,7 @@ mod byte_string {
 }
 
 /// Bytes of the longest path: as of Linux.
-pub const MAX_PATH: usize = 4096;
+const MAX_PATH: usize = 4096;
 
 #[cfg(test)]
 mod tests {

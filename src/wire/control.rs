@@ -4,6 +4,7 @@
 //! Described for other languages in docs/LOCAL.md: change both together.
 
 mod answer;
+mod files;
 mod request;
 
 use std::fmt;
@@ -15,6 +16,7 @@ use serde::de::DeserializeOwned;
 pub(crate) use self::answer::{
     Answer, Answered, Called, Delivery, Failure, FailureKind, Incoming, Outcome, Part, Remote, Reply, Secret, Welcome,
 };
+pub(crate) use self::files::{JobEvent, JobStarted, ListFiles, ListedFile, MoveFiles, NotDone};
 pub(crate) use self::request::{
     Acknowledge, Call, Callee, Listen, Open, Overflow, Question, Request, Send, Serve, Spoken,
 };
@@ -79,7 +81,10 @@ mod tests {
     use zeroize::Zeroizing;
 
     use super::*;
-    use crate::mesh::{self, Codec, Identity, NodeId, NodeName, PeerId, ServiceName, Target, Topic};
+    use crate::mesh::{
+        self, Codec, FarPlace, FileEvent, FileInfo, FileJob, FileKind, FilePlace, Identity, JobKind, NodeId, NodeName,
+        PeerId, ServiceName, SharePath, Target, Topic,
+    };
     use crate::wire::split_block;
 
     fn through<T: Serialize + DeserializeOwned + PartialEq + fmt::Debug>(value: &T) {
@@ -111,6 +116,7 @@ mod tests {
     fn what_is_said_is_heard() {
         let peer = PeerId::from_bytes([200; 32]);
         let from = NodeId { peer, index: 3 };
+        let sender = from;
         through(&Question { id: 0, request: Request::Hello { version: VERSION } });
         through(&Question { id: 1, request: Request::Status });
         let without = vec![Identity::from_bytes([9; 32])];
@@ -160,6 +166,27 @@ mod tests {
         through(&Answer::Item(spoken));
         through(&Answer::Closed { channel: 1, failure: None });
         through(&Answer::Reply { id: 9, reply: Reply::Opened { channel: 1, node: from, name: None } });
+        let far = FarPlace {
+            node: "n".to_owned(),
+            share: "s".to_owned(),
+            path: SharePath::new(&b"a/\xff"[..]).unwrap(),
+            within: true,
+        };
+        let list = ListFiles { place: far.clone(), recursive: true, regex: Some("a".to_owned()) };
+        through(&Question { id: 11, request: Request::Files(list) });
+        through(&Question { id: 12, request: Request::Shares { node: None } });
+        let (from, to) = (vec![FilePlace::Here(b"/\xff".to_vec())], vec![FilePlace::There(far.clone())]);
+        let kind = JobKind::Sync { delete: true, dry_run: false };
+        let job = FileJob { from, to, kind, regex: None };
+        through(&Question { id: 13, request: Request::Transfer(MoveFiles { job, each: true }) });
+        let name = NodeName::new("camera").unwrap();
+        let kind = FileKind::Link(b"../\xff".to_vec());
+        let file = FileInfo { path: far.path.clone(), kind, bytes: 0, modified_ns: -1, mode: 0o777 };
+        through(&Answer::File(ListedFile { id: 11, node: sender, name, file }));
+        let event = FileEvent::Failed { target: 1, path: far.path, message: "no".to_owned() };
+        through(&Answer::Job(JobEvent { id: 13, event }));
+        through(&Answer::JobStarted(JobStarted { id: 13, targets: 2 }));
+        through(&Answer::NotDone(NotDone { id: 13, failure: Failure::new(FailureKind::Refused, "no") }));
         let handle = Secret::new(Zeroizing::new("secret".to_owned()));
         through(&Question { id: 10, request: Request::Adopt { handle } });
         through(&Answer::Goodbye(Failure::new(FailureKind::Stopping, "the daemon is stopping").hint("wait")));

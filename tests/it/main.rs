@@ -15,6 +15,8 @@ mod daemon;
 mod delivery;
 mod examples;
 mod exec;
+mod file_verbs;
+mod files;
 mod gateway;
 mod keys;
 mod launch;

@@ -120,6 +120,17 @@ fn only_the_output_of_the_command_line_prints() {
 }
 
 #[test]
+fn progress_is_drawn_in_one_file() {
+    // What draws bars writes to stderr by itself, so it is kept where it can be seen that nothing harmful is handed to it.
+    for file in rust_files(&sources()).iter().filter(|file| !file.ends_with("cli/files/bars.rs")) {
+        let text = code(file);
+        for (number, line) in lines_of_code(&text) {
+            assert!(!line.contains("indicatif"), "{}:{number}: {line}", file.display());
+        }
+    }
+}
+
+#[test]
 fn no_queue_is_unbounded() {
     for file in rust_files(&sources()) {
         let text = code(&file);

@@ -8,10 +8,10 @@ use zeroize::Zeroizing;
 
 #[cfg(doc)]
 use super::Request;
-use super::Spoken;
+use super::{JobEvent, JobStarted, ListedFile, NotDone, Spoken};
 use crate::mesh::{
-    Codec, Event, KeyInfo, NodeId, NodeInfo, NodeName, PeerId, PeerInfo, SendReport, ServiceInfo, ServiceName, Status,
-    Topic, TopicInfo,
+    Codec, Event, KeyInfo, NodeId, NodeInfo, NodeName, PeerId, PeerInfo, SendReport, ServiceInfo, ServiceName,
+    ShareInfo, Status, Topic, TopicInfo,
 };
 use crate::wire::fields::{payload, secret};
 
@@ -43,6 +43,14 @@ pub(crate) enum Answer {
     },
     /// What one node answers to [`Request::CallAll`].
     Part(Part),
+    /// A file that [`Request::Files`] lists.
+    File(ListedFile),
+    /// A job of [`Request::Transfer`] is begun.
+    JobStarted(JobStarted),
+    /// Something that happened in a job of [`Request::Transfer`].
+    Job(JobEvent),
+    /// What one node was to do for [`Request::Files`] or [`Request::Transfer`], and did not.
+    NotDone(NotDone),
     /// Something happened in the mesh.
     Event(Event),
     /// So many events were not told, because the client was slow to read.
@@ -96,6 +104,7 @@ pub(crate) enum Reply {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         name: Option<NodeName>,
     },
+    Shares(Vec<ShareInfo>),
     /// Key, value and source of each setting.
     Config(Vec<(String, String, String)>),
 }

@@ -5,9 +5,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use super::Secret;
 #[cfg(doc)]
 use super::{Answer, Reply};
+use super::{ListFiles, MoveFiles, Secret};
 use crate::mesh::{Codec, Failure, Identity, NodeId, Target};
 use crate::wire::fields::{millis, optional_millis, optional_payload, payload};
 
@@ -151,6 +151,16 @@ pub(crate) enum Request {
     Handle { channel: u64 },
     /// Takes over an end that somebody gave away. [`Reply::Opened`].
     Adopt { handle: Secret },
+    /// What is shared, by all nodes, by one, or by those of a name. [`Reply::Shares`].
+    Shares {
+        /// A node's id or name. None: all.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        node: Option<String>,
+    },
+    /// Lists files of a share: [`Answer::File`] for each, then [`Reply::Done`].
+    Files(ListFiles),
+    /// Moves files between this machine and others: [`Answer::Job`] for what happens, then [`Reply::Done`].
+    Transfer(MoveFiles),
     /// Takes back a request that is not answered yet. [`Reply::Done`]; that request is then not answered any more.
     Cancel { id: u64 },
 }

@@ -1,0 +1,177 @@
+//! A place of files, here or there: asked in the same words.
+
+use std::cmp::Ordering;
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use bytes::Bytes;
+
+use super::far::{self, Far};
+use super::share::{blocking, page};
+use super::store::Store;
+use super::trouble::{Kind, Trouble};
+use super::walk::{Found, Walk, Wanted};
+use super::words::{self, Answer, Ask, ListAsked, Page, Purpose};
+use crate::mesh::{FileInfo, SharePath};
+use crate::node::Channel;
+
+/// Who has files, or gets them.
+#[derive(Clone, Debug)]
+pub(super) enum Place {
+    Here(Arc<Store>),
+    There(Arc<Far>, String),
+    /// A directory here that would be made.
+    Nowhere,
+}
+
+/// What is at a place, in order, as it comes.
+#[derive(Debug)]
+pub(super) struct List {
+    place: Place,
+    purpose: Purpose,
+    wanted: Wanted,
+    pages: Pages,
+    found: VecDeque<Found>,
+    last: Option<SharePath>,
+    waits: bool,
+    tries: usize,
+}
+
+#[derive(Debug)]
+enum Pages {
+    Unopened,
+    Here(Box<Walk>),
+    There(Channel),
+    Over,
+}
+
+impl Place {
+    pub(super) async fn ask(&self, ask: Ask, data: Bytes) -> Result<(Answer, Bytes), Trouble> {
+        self.ask_waiting(ask, data, true).await
+    }
+
+    /// Asks. A node that is lost is waited for, or not.
+    pub(super) async fn ask_waiting(&self, ask: Ask, data: Bytes, waits: bool) -> Result<(Answer, Bytes), Trouble> {
+        match self {
+            Self::Here(store) => {
+                let store = Arc::clone(store);
+                blocking(move || store.answer(ask, &data, &AtomicBool::new(false))).await
+            }
+            Self::There(far, share) => far.ask(share, ask, data, waits).await,
+            Self::Nowhere => Err(Trouble::new(Kind::NotThere, "there is nothing yet")),
+        }
+    }
+
+    pub(super) async fn look(&self, path: &SharePath, purpose: Purpose, through: bool) -> Result<Looked, Trouble> {
+        let ask = Ask::Look { path: path.clone(), purpose, through };
+        match self.ask(ask, Bytes::new()).await?.0 {
+            Answer::Found { root, pattern, info } => Ok(Looked { root, pattern, info }),
+            _ => Err(unexpected()),
+        }
+    }
+
+    pub(super) fn list(&self, purpose: Purpose, wanted: Wanted, waits: bool) -> List {
+        let (pages, found, last) = (Pages::Unopened, VecDeque::new(), None);
+        List { place: self.clone(), purpose, wanted, pages, found, last, waits, tries: 0 }
+    }
+
+    /// For people.
+    pub(super) fn name(&self) -> String {
+        match self {
+            Self::There(far, _) => far.name().to_string(),
+            Self::Here(_) | Self::Nowhere => "this machine".to_owned(),
+        }
+    }
+}
+
+/// Where something is, and what.
+#[derive(Debug)]
+pub(super) struct Looked {
+    pub(super) root: SharePath,
+    pub(super) pattern: Option<super::walk::Pattern>,
+    pub(super) info: Option<FileInfo>,
+}
+
+impl List {
+    /// What comes next. Nothing is lost when this is dropped, but it may be read again.
+    ///
+    /// # Errors
+    /// It does not go on.
+    pub(super) async fn next(&mut self) -> Result<Option<Found>, Trouble> {
+        while self.found.is_empty() {
+            if matches!(self.pages, Pages::Over) {
+                return Ok(None);
+            }
+            self.more().await?;
+        }
+        let Some(found) = self.found.pop_front() else { return Ok(None) };
+        // Two lists can only be compared if both are in order; and so no list is endless.
+        if self.last.as_ref().is_some_and(|last| last.in_order(found.path()) != Ordering::Less) {
+            return Err(Trouble::new(Kind::Bad, format!("{}: its list is in no order", self.place.name())));
+        }
+        self.last = Some(found.path().clone());
+        Ok(Some(found))
+    }
+
+    async fn more(&mut self) -> Result<(), Trouble> {
+        match std::mem::replace(&mut self.pages, Pages::Unopened) {
+            Pages::Over => self.pages = Pages::Over,
+            Pages::Here(mut walk) => {
+                let (found, over, walk) = blocking(move || {
+                    let (found, over) = page(&mut walk, |_| true);
+                    Ok((found, over, walk))
+                })
+                .await?;
+                self.found.extend(found);
+                self.pages = if over { Pages::Over } else { Pages::Here(walk) };
+            }
+            Pages::There(channel) => match channel.next().await {
+                Ok(Some(item)) => {
+                    self.found.extend(Vec::<Found>::from(words::decode::<Page>(&item.payload)?));
+                    self.pages = Pages::There(channel);
+                }
+                Ok(None) => self.pages = Pages::Over,
+                Err(error) => {
+                    let Place::There(far, _) = &self.place else { return Ok(()) };
+                    let trouble = far.list_trouble(error);
+                    if trouble.kind != Kind::Lost || !self.waits {
+                        return Err(trouble);
+                    }
+                    let far = Arc::clone(far);
+                    far.back(channel.far()).await?; // and it goes on after the last that came
+                }
+            },
+            Pages::Unopened => self.open().await?,
+        }
+        Ok(())
+    }
+
+    async fn open(&mut self) -> Result<(), Trouble> {
+        let wanted = Wanted { after: self.last.clone().or_else(|| self.wanted.after.clone()), ..self.wanted.clone() };
+        let purpose = self.purpose;
+        match &self.place {
+            Place::Nowhere => self.pages = Pages::Over,
+            Place::Here(store) => {
+                let store = Arc::clone(store);
+                self.pages = Pages::Here(Box::new(blocking(move || store.walk(purpose, wanted)).await?));
+            }
+            Place::There(far, share) => {
+                let id = far.id();
+                match far.list(&ListAsked { share: share.clone(), purpose, wanted }).await {
+                    Ok(channel) => self.pages = Pages::There(channel),
+                    Err(trouble) if trouble.kind == Kind::Lost && self.waits && self.tries < far::TRIES => {
+                        self.tries += 1;
+                        Arc::clone(far).back(id).await?;
+                    }
+                    Err(trouble) => return Err(trouble),
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+pub(super) fn unexpected() -> Trouble {
+    Trouble::new(Kind::Bad, "an answer to another question")
+}
