@@ -40,4 +40,11 @@ if [ -z "$bin" ]; then
 fi
 [ -x "$bin" ] || { echo "lab: no program at $bin" >&2 && exit 2; }
 
+# MCAP's own reader, for checks of recordings, which say so where it cannot be had. Hosts of the lab have no way out to fetch it.
+reader=$(realpath -m "${CARGO_TARGET_DIR:-target}/lab-python")
+if [ ! -x "$reader/bin/python" ]; then
+    { python3 -m venv "$reader" && timeout 60 "$reader/bin/pip" install --quiet mcap; } >/dev/null 2>&1 || rm -rf "$reader"
+fi
+export MESHD_LAB_PYTHON=$reader/bin/python
+
 exec python3 -B scripts/lab --bin "$(realpath "$bin")" "${arguments[@]}"

@@ -157,7 +157,7 @@ impl Mesh {
             let limits = LinkLimits { frames: 1 << 12, bytes: 1 << 20 };
             links.insert(record.peer, Link::new(1, limits, 1 << 20), None);
         }
-        let pubsub = PubSub::new("me".to_owned(), links, Rules::default(), 1 << 20, 1 << 20, times);
+        let pubsub = PubSub::new("me".to_owned(), links, Rules::default(), Arc::default(), 1 << 20, 1 << 20, times);
         let inbox = pubsub.inboxes().insert(self.me.index, filter, ListenOptions::default());
         let (routes, seen) = watch::channel(Arc::clone(&self.routes));
         let outlet = pubsub.outlet(topic.clone(), self.me, name("me"), seen);

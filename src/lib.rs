@@ -48,6 +48,7 @@
 //! | speak with a node, both ways | [`Node::open`], [`Node::accept`], [`Channel`], [`ChannelHandle`], [`ChannelGroup`] |
 //! | answer with a stream of replies | [`Node::serve_stream`], [`Node::call_stream`], [`ReplyStream`] |
 //! | share, list and move files | [`Node::share`], [`Node::list_files`], [`Node::transfer`], [`FileJob`], [`FileEvent`], [`FileError`] |
+//! | run programs at other nodes, and let others run them here | [`Node::exec`], [`Command`], [`Process`], [`Node::serve_exec`] |
 //! | keep meshes apart | [`NetworkKey`], [`Ticket`], [`Identity`] |
 //!
 //! The daemon `meshd` is this library behind a Unix socket; programs in other languages use that.
@@ -72,6 +73,7 @@ mod recording;
 mod socket;
 mod wire;
 
+pub use exec::{Command, ExecError, ExecService, NoInterpreter, Output, Process, ProcessInput, ProcessOutput};
 pub use files::{FileError, Listing, ShareError, Sharing, Transfer};
 pub use keys::{BadKey, IdentityKey, KeyError, NetworkKey, Ticket, TicketError};
 pub use mesh::engine::LimitError;
@@ -80,8 +82,8 @@ pub use mesh::{
     DownReason, DropReason, Event, Failure, FarPlace, FileDone, FileEvent, FileInfo, FileJob, FileKind, FilePlace,
     ForeignInfo, GroupBy, Identity, Item, JobKind, KeyInfo, LinkKind, MAX_MESH_NAME, MAX_NAME, MAX_NAMES_PER_NODE,
     MAX_NODES_PER_PEER, MAX_RECORD, MeshName, Message, NodeId, NodeInfo, NodeName, NotAllowed, PeerId, PeerInfo,
-    Policy, RemoteFailure, SendReport, ServiceInfo, ServiceName, ServiceStats, ShareInfo, SharePath, Status, Target,
-    Topic, TopicFilter, TopicInfo, What, Who,
+    Policy, ProcessExit, ProcessSignal, RemoteFailure, SendReport, ServiceInfo, ServiceName, ServiceStats, ShareInfo,
+    SharePath, Status, Target, Topic, TopicFilter, TopicInfo, What, Who,
 };
 pub use net::{Closed, NetError, RotateRefused, RotationError};
 pub use node::{

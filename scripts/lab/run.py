@@ -10,11 +10,13 @@ import calls  # noqa: F401
 import delivery  # noqa: F401
 import discovery  # noqa: F401
 import errors  # noqa: F401
+import exec  # noqa: F401
 import failures  # noqa: F401
 import files  # noqa: F401
 import isolation  # noqa: F401
 import keys  # noqa: F401
 import links  # noqa: F401
+import recording  # noqa: F401
 import topics  # noqa: F401
 from checks import CHECKS, Say, now
 from hosts import Lab

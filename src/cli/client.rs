@@ -11,6 +11,7 @@ use tokio::time::timeout;
 
 use super::Place;
 use super::trouble::{Exit, Trouble};
+use crate::mesh::PeerId;
 use crate::socket::{BlockReader, SocketError};
 use crate::wire::control::{self, Answer, Failure, Question, Reply, Request};
 
@@ -26,6 +27,9 @@ pub(super) struct Client {
     unasked: VecDeque<Answer>,
     /// Bytes of the largest payload that the daemon takes.
     pub(super) message_bytes: usize,
+    /// The daemon's peer and process.
+    pub(super) peer: Option<PeerId>,
+    pub(super) pid: u32,
 }
 
 impl Client {
@@ -55,8 +59,16 @@ impl Client {
         };
         let (from, to) = stream.into_split();
         let from = BlockReader::new(from, control::MAX_BLOCK);
-        let mut client =
-            Self { from, to, next_id: 0, unwritten: BytesMut::new(), unasked: VecDeque::new(), message_bytes: 0 };
+        let mut client = Self {
+            from,
+            to,
+            next_id: 0,
+            unwritten: BytesMut::new(),
+            unasked: VecDeque::new(),
+            message_bytes: 0,
+            peer: None,
+            pid: 0,
+        };
         // A daemon that is frozen, or has no descriptor left, takes the connection and says nothing.
         let greeted = timeout(PATIENCE, client.call(Request::Hello { version: control::VERSION })).await;
         let greeted = greeted.map_err(|_| {
@@ -65,6 +77,7 @@ impl Client {
         })??;
         let Reply::Welcome(welcome) = greeted else { return Err(unexpected(&greeted)) };
         client.message_bytes = welcome.message_bytes;
+        (client.peer, client.pid) = (Some(welcome.peer), welcome.pid);
         Ok(Some(client))
     }
 
@@ -115,13 +128,23 @@ impl Client {
     /// # Cancel safety
     /// Nothing is lost if this is dropped.
     pub(super) async fn exchange(&mut self) -> Result<Option<Answer>, Trouble> {
-        if let Some(answer) = self.unasked.pop_front() {
+        self.exchange_if(true).await
+    }
+
+    /// As [`exchange`](Self::exchange), but does not give what the daemon says unless there is room for it: that waits, while
+    /// what is enqueued goes out.
+    ///
+    /// # Cancel safety
+    /// Nothing is lost if this is dropped.
+    pub(super) async fn exchange_if(&mut self, room: bool) -> Result<Option<Answer>, Trouble> {
+        if room && let Some(answer) = self.unasked.pop_front() {
             return Ok(Some(answer));
         }
         let written = tokio::select! {
             biased;
             written = self.to.write_buf(&mut self.unwritten), if !self.unwritten.is_empty() => written,
-            answer = self.from.next() => return heard(answer?).map(Some),
+            answer = self.from.next(), if room => return heard(answer?).map(Some),
+            () = std::future::pending() => return Ok(None),
         };
         match written {
             Ok(_) => Ok(None),

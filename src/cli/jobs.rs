@@ -2,8 +2,7 @@
 
 use std::collections::HashMap;
 use std::ffi::OsString;
-use std::io::Write;
-use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
+use std::os::unix::process::ExitStatusExt as _;
 use std::process::{ExitStatus, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,6 +18,7 @@ use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::trouble::Trouble;
+use crate::launch::Keeper;
 use crate::mesh::{Codec, Failure, NodeId};
 use crate::wire::control::Called;
 
@@ -44,7 +44,9 @@ pub(super) struct Job {
 impl Jobs {
     /// Runs `command` for each call, in the name of a mesh; replies have `most` bytes at most.
     pub(super) fn new(command: OsString, mesh: String, most: usize) -> Result<Self, Trouble> {
-        let keeper = Arc::new(Keeper::start()?);
+        let keeper = Keeper::start(GRACE)
+            .map_err(|error| Trouble::failed("cannot start sh", &error).hint("commands are run by sh"))?;
+        let keeper = Arc::new(keeper);
         Ok(Self { command, mesh, most, keeper, running: FuturesUnordered::new(), cancels: HashMap::new() })
     }
 
@@ -182,7 +184,7 @@ struct Group<'a> {
 impl<'a> Group<'a> {
     fn of(child: &Child, keeper: &'a Keeper) -> Option<Self> {
         let id = child.id().and_then(|id| Pid::from_raw(i32::try_from(id).ok()?))?;
-        keeper.note("start", id);
+        keeper.started(id);
         Some(Self { id, keeper })
     }
 
@@ -205,27 +207,7 @@ impl<'a> Group<'a> {
 
 impl Drop for Group<'_> {
     fn drop(&mut self) {
-        self.keeper.note("end", self.id);
-    }
-}
-
-/// A small process that ends all groups if we are gone without having done so, because we were killed.
-struct Keeper(std::process::Child);
-
-impl Keeper {
-    fn start() -> Result<Self, Trouble> {
-        let mut command = std::process::Command::new("sh");
-        command.args(["-c", KEEP]).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
-        // Not with us: what is typed at our terminal, or kills our group, is not for it.
-        let child = command.process_group(0).spawn();
-        child.map(Self).map_err(|error| Trouble::failed("cannot start sh", &error).hint("commands are run by sh"))
-    }
-
-    fn note(&self, what: &str, group: Pid) {
-        if let Some(mut to) = self.0.stdin.as_ref() {
-            // Without it, what is left behind when we are killed stays.
-            let _ = writeln!(to, "{what} {}", group.as_raw_pid());
-        }
+        self.keeper.ended(self.id);
     }
 }
 
@@ -238,22 +220,6 @@ fn codec_name(codec: Codec) -> &'static str {
     }
 }
 
-/// What the keeper does: it notes which groups run, until the other end of its stdin is gone.
-const KEEP: &str = r#"
-trap '' INT TERM HUP
-groups=' '
-while read -r what group; do
-    case $what in
-        start) groups="$groups$group " ;;
-        end) groups="${groups%% $group *} ${groups#* $group }" ;;
-    esac
-done
-set -- $groups
-[ $# -gt 0 ] || exit 0
-for group do kill -s TERM -- "-$group"; done
-sleep 1
-for group do kill -s KILL -- "-$group"; done
-"#;
 /// Kind of a failure whose command could not be started.
 const NOT_STARTED: &str = "not-started";
 /// Kind of a failure whose command printed too much.
@@ -273,7 +239,7 @@ mod tests {
         let mut command = Command::new("sh");
         command.arg("-c").arg(line).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         command.process_group(0);
-        let keeper = Keeper::start().unwrap();
+        let keeper = Keeper::start(GRACE).unwrap();
         run(command, Bytes::from_static(input), most, &CancellationToken::new(), &keeper).await
     }
 
@@ -292,7 +258,7 @@ mod tests {
         let mut command = Command::new("sh");
         command.arg("-c").arg("trap '' TERM; echo on; while :; do sleep 1; done");
         command.stdin(Stdio::null()).stdout(Stdio::piped()).process_group(0);
-        let (keeper, mut child) = (Keeper::start().unwrap(), command.spawn().unwrap());
+        let (keeper, mut child) = (Keeper::start(GRACE).unwrap(), command.spawn().unwrap());
         let group = Group::of(&child, &keeper).unwrap();
         let mut on = [0; 3];
         child.stdout.as_mut().unwrap().read_exact(&mut on).await.unwrap(); // it is deaf now

@@ -139,7 +139,7 @@ impl Listener {
         for at in 0..self.subscriptions.len() {
             let subscription = self.subscriptions[at].id;
             // When that is answered, what was said before is done too.
-            ask!(self.client, Request::Unlisten { subscription } => Reply::Done => ());
+            ask!(self.client, Request::Unlisten { subscription, drain: false } => Reply::Done => ());
         }
         Ok(())
     }

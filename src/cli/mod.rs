@@ -23,6 +23,7 @@ mod stop;
 mod trouble;
 
 use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -50,7 +51,7 @@ pub fn main() -> ExitCode {
     let talk = Talk::new(global.color);
     start_logging(&global, &command, talk);
     let exit = work(&global, command, talk).unwrap_or_else(|trouble| talk.trouble(trouble));
-    ExitCode::from(exit as u8)
+    ExitCode::from(exit.code())
 }
 
 fn work(global: &Global, command: Command, talk: Talk) -> Result<Exit, Trouble> {
@@ -93,7 +94,7 @@ async fn perform(global: &Global, command: Command, out: &mut Output) -> Result<
         Command::Put(args) => files::put(place()?, args, out).await,
         Command::Sync(args) => files::sync(place()?, args, out).await,
         Command::Exec(args) => exec::exec(place()?, args, out).await,
-        Command::Launch(args) => launch::launch(place()?, args, out).await,
+        Command::Launch(args) => launch::launch(global, args, out).await,
         Command::Record(args) => recording::record(place()?, args, out).await,
         Command::Play(args) => recording::play(place()?, args, out).await,
         Command::Info(args) => recording::info(&args, out),
@@ -114,8 +115,13 @@ struct Place {
 
 impl Place {
     fn find(global: &Global) -> Result<Self, ConfigError> {
-        let mesh = global.mesh.clone().unwrap_or_else(default_mesh);
-        Ok(Self { home: Home::find(global.home.clone())?, options: options(global, &mesh), mesh })
+        Self::of(global.home.clone(), global.mesh.clone())
+    }
+
+    /// This home and mesh, or those by default.
+    fn of(home: Option<PathBuf>, mesh: Option<MeshName>) -> Result<Self, ConfigError> {
+        let mesh = mesh.unwrap_or_else(default_mesh);
+        Ok(Self { options: options(home.as_deref(), &mesh), home: Home::find(home)?, mesh })
     }
 
     /// A command that concerns this place, to be pasted into a shell.
@@ -137,10 +143,10 @@ fn default_mesh() -> MeshName {
     MeshName::new(DEFAULT_MESH).expect("a plain name")
 }
 
-fn options(global: &Global, mesh: &MeshName) -> String {
+fn options(home: Option<&Path>, mesh: &MeshName) -> String {
     // What comes from the environment holds for the next command too.
     let said = |variable: &str, value: &OsStr| std::env::var_os(variable).is_none_or(|inherited| inherited != value);
-    let home = global.home.as_ref().filter(|home| said("MESHD_HOME", home.as_os_str()));
+    let home = home.filter(|home| said("MESHD_HOME", home.as_os_str()));
     let home = home.map(|home| format!(" --home {}", quoted(&home.display().to_string())));
     let mesh = (mesh.as_str() != DEFAULT_MESH && said("MESHD_MESH", mesh.as_str().as_ref()))
         .then(|| format!(" --mesh {mesh}"));
@@ -228,6 +234,12 @@ mod tests {
             "meshd bench --quick --json",
             "meshd bench --transport tcp --size 64 --size 1MiB --only topic,call --only fan-out --count 10 --rounds 3",
             "meshd bench --time 500ms --in-flight 16 --fan-out 4,32 --idle 50",
+            "meshd exec --on far -- uname -a",
+            "meshd exec --all --timeout 1m --env A=b --env C= --chdir /tmp -- sh -c x",
+            "meshd exec --group workers --script x.py --with python3 --messages --json",
+            "meshd exec --on far --script x.sh -- --its --own",
+            "meshd launch",
+            "meshd launch robot/mesh.toml --only a --only b -e c -n --json",
             "meshd completions bash",
             "meshd man --dir /tmp",
         ] {
@@ -252,6 +264,12 @@ mod tests {
             "meshd serve a --exec b --jobs 0",
             "meshd listen a --timeout soon",
             "meshd key rotate --without me",
+            "meshd exec -- uname",
+            "meshd exec --on far",
+            "meshd exec --on far --all -- uname",
+            "meshd exec --on far --with sh -- uname",
+            "meshd exec --on far uname",
+            "meshd launch a b",
             "meshd bench --transport wire",
             "meshd bench --size 0",
             "meshd bench --size 2GiB",
@@ -261,7 +279,11 @@ mod tests {
             "meshd bench --fan-out 0",
             "meshd bench --idle 1",
         ] {
-            assert_eq!(Args::try_parse_from(line.split(' ')).unwrap_err().exit_code(), Exit::Usage as i32, "{line}");
+            assert_eq!(
+                Args::try_parse_from(line.split(' ')).unwrap_err().exit_code(),
+                i32::from(Exit::Usage.code()),
+                "{line}"
+            );
         }
     }
 }

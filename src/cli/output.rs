@@ -5,10 +5,14 @@ use std::fmt::Write as _;
 use std::io::{self, BufWriter, IsTerminal, Stdout, Write};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use bytes::Bytes;
 use serde::Serialize;
+use tokio::io::AsyncWriteExt as _;
+use tokio::sync::mpsc;
 
 use super::args::{Colour, Global};
 use super::trouble::{Exit, Trouble};
+use crate::launch::Stream;
 
 /// Data, on stdout.
 #[derive(Debug)]
@@ -76,6 +80,12 @@ impl Output {
         self.bytes(shown.as_bytes())
     }
 
+    /// Bytes from elsewhere that are no text, within a line of data or talk: base64 on a terminal, as they are in a pipe.
+    pub(super) fn harmless(&self, bytes: &[u8], talk: bool) -> Vec<u8> {
+        let terminal = if talk { self.talk.terminal } else { self.terminal };
+        if terminal { data_encoding::BASE64.encode(bytes).into_bytes() } else { bytes.to_vec() }
+    }
+
     /// A whole text or file from elsewhere: in a pipe byte for byte; on a terminal its lines, harmless, or base64.
     pub(super) fn document(&mut self, bytes: &[u8]) -> Result<(), Trouble> {
         if !self.terminal {
@@ -87,6 +97,31 @@ impl Output {
         }
     }
 
+    /// Lines of a program that we run, each behind a label: ours, so they go as they are, to where the program wrote them.
+    pub(super) fn labelled(&mut self, label: &str, hue: usize, stream: Stream, lines: &[u8]) -> Result<(), Trouble> {
+        let coloured = match stream {
+            Stream::Out => self.coloured,
+            Stream::Err => self.talk.coloured,
+        };
+        let label = paint(label, HUES[hue % HUES.len()], coloured);
+        let mut text = Vec::with_capacity(lines.len() + label.len() + 4);
+        for line in lines.split_inclusive(|byte| *byte == b'\n') {
+            text.extend_from_slice(label.as_bytes());
+            text.extend_from_slice(line);
+            if !line.ends_with(b"\n") {
+                text.push(b'\n');
+            }
+        }
+        match stream {
+            Stream::Out => self.bytes(&text),
+            Stream::Err => {
+                self.flush()?; // what came before stands before it, where both go to one place
+                let _ = io::stderr().write_all(&text); // who has closed stderr does not want it
+                Ok(())
+            }
+        }
+    }
+
     /// What stands out, such as a heading.
     pub(super) fn strong<'a>(&self, text: &'a str) -> Cow<'a, str> {
         paint(text, BOLD, self.coloured)
@@ -94,17 +129,17 @@ impl Output {
 
     /// Rows in columns, under a heading. Every cell may come from elsewhere.
     pub(super) fn table<const N: usize>(&mut self, head: [&str; N], rows: &[[String; N]]) -> Result<(), Trouble> {
-        let rows: Vec<[Cow<'_, str>; N]> =
-            rows.iter().map(|row| row.each_ref().map(|cell| self.foreign(cell))).collect();
-        let widths: [usize; N] = std::array::from_fn(|column| {
-            let cells = rows.iter().map(|row| row[column].chars().count());
-            cells.chain([head[column].len()]).max().unwrap_or_default()
-        });
-        let heading = columns(&head, &widths);
-        let heading = self.strong(&heading).into_owned();
-        let lines: Vec<String> = rows.iter().map(|row| columns(row, &widths)).collect();
-        self.line(&heading)?;
-        lines.iter().try_for_each(|line| self.line(line))
+        let lines = table(head, rows, self.terminal);
+        for (at, line) in lines.iter().enumerate() {
+            let line = if at == 0 { self.strong(line).into_owned() } else { line.clone() };
+            self.line(&line)?;
+        }
+        Ok(())
+    }
+
+    /// What says where a line comes from: one of several, told apart by colour.
+    pub(super) fn label(&self, text: &str, which: usize) -> String {
+        paint(&self.foreign(text), HUES[which % HUES.len()], self.coloured).into_owned()
     }
 
     /// Names and values, one in a line. Every value may come from elsewhere.
@@ -135,13 +170,21 @@ impl Talk {
 
     /// Something that a person may want to know.
     pub(super) fn say(self, text: &str) {
-        print(&self.harmless(text));
+        print(&self.safe(text));
+    }
+
+    /// How far something is, on a terminal: in a line that the next one replaces. An empty one ends that.
+    pub(super) fn status(self, text: &str) {
+        if self.terminal {
+            // Who has closed stderr wants no talk.
+            let _ = write!(io::stderr(), "\r\x1b[K{}", self.safe(text));
+        }
     }
 
     /// What went wrong and what to do about it.
     pub(super) fn trouble(self, trouble: Trouble) -> Exit {
         if !trouble.message.is_empty() {
-            print(&format!("{} {}", self.label("meshd:", RED), self.harmless(&trouble.message)));
+            print(&format!("{} {}", self.label("meshd:", RED), self.safe(&trouble.message)));
         }
         if let Some(hint) = &trouble.hint {
             self.hint(hint);
@@ -150,17 +193,69 @@ impl Talk {
     }
 
     pub(super) fn hint(self, hint: &str) {
-        print(&format!("{} {}", self.label("hint:", CYAN), self.harmless(hint)));
+        print(&format!("{} {}", self.label("hint:", CYAN), self.safe(hint)));
+    }
+
+    /// Rows in columns, under a heading. Every cell may come from elsewhere.
+    pub(super) fn table<const N: usize>(self, head: [&str; N], rows: &[[String; N]]) {
+        for (at, line) in table(head, rows, self.terminal).iter().enumerate() {
+            print(&paint(line, BOLD, self.coloured && at == 0));
+        }
+    }
+
+    /// As [`Output::label`], for lines of talk.
+    pub(super) fn source(self, text: &str, which: usize) -> String {
+        paint(&self.safe(text), HUES[which % HUES.len()], self.coloured).into_owned()
+    }
+
+    /// A text from elsewhere: harmless on a terminal, as it is in a pipe.
+    pub(super) fn safe(self, text: &str) -> Cow<'_, str> {
+        if self.terminal { escape(text) } else { Cow::Borrowed(text) }
     }
 
     fn label(self, text: &str, colour: &str) -> String {
         paint(text, colour, self.coloured).into_owned()
     }
+}
 
-    /// A text from elsewhere: harmless on a terminal, as it is in a pipe.
-    pub(super) fn harmless(self, text: &str) -> Cow<'_, str> {
-        if self.terminal { escape(text) } else { Cow::Borrowed(text) }
+/// Where a program that runs elsewhere prints, as if it ran here: byte for byte.
+#[derive(Debug)]
+pub(super) enum Printed {
+    Stdout(Bytes),
+    Stderr(Bytes),
+}
+
+/// Writes what comes, so that whoever has it can do other things meanwhile. Ends when all is written.
+///
+/// # Errors
+/// Nobody reads stdout any more, or it cannot be written.
+pub(super) async fn print_all(mut from: mpsc::Receiver<Printed>) -> io::Result<()> {
+    let (mut out, mut err) = (tokio::io::stdout(), tokio::io::stderr());
+    while let Some(printed) = from.recv().await {
+        match printed {
+            Printed::Stdout(bytes) => {
+                out.write_all(&bytes).await?;
+                out.flush().await?;
+            }
+            Printed::Stderr(bytes) => {
+                // Who has closed stderr wants no talk.
+                let _ = err.write_all(&bytes).await;
+                let _ = err.flush().await;
+            }
+        }
     }
+    Ok(())
+}
+
+/// The lines of a table, its heading first.
+fn table<const N: usize>(head: [&str; N], rows: &[[String; N]], terminal: bool) -> Vec<String> {
+    let safe = |cell: &'_ String| if terminal { escape(cell).into_owned() } else { cell.clone() };
+    let rows: Vec<[String; N]> = rows.iter().map(|row| row.each_ref().map(safe)).collect();
+    let widths: [usize; N] = std::array::from_fn(|column| {
+        let cells = rows.iter().map(|row| row[column].chars().count());
+        cells.chain([head[column].len()]).max().unwrap_or_default()
+    });
+    std::iter::once(columns(&head, &widths)).chain(rows.iter().map(|row| columns(row, &widths))).collect()
 }
 
 fn print(line: &str) {
@@ -236,6 +331,8 @@ fn paint<'a>(text: &'a str, code: &str, coloured: bool) -> Cow<'a, str> {
 const BOLD: &str = "1";
 const RED: &str = "1;31";
 const CYAN: &str = "36";
+/// Of what comes from several places: those that can be read on dark and on light.
+const HUES: [&str; 6] = ["36", "33", "32", "35", "34", "31"];
 /// From 1970 until the last second that RFC 3339 can tell.
 const YEAR_9999: Duration = Duration::from_secs(253_402_300_799);
 /// Spaces between columns.

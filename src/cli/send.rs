@@ -16,7 +16,7 @@ use super::client::{Client, ask, unexpected};
 use super::output::Output;
 use super::payload::{Lines, all_of_stdin, message};
 use super::trouble::{Exit, Trouble};
-use crate::mesh::{Codec, DropReason, NodeId, NodeName, SendReport, Target, Topic};
+use crate::mesh::{Codec, DropReason, NodeId, NodeName, NotAllowed, SendReport, Target, Topic};
 use crate::wire::control::{self, Answer, Failure, Reply, Request};
 
 pub(super) async fn send(place: Place, args: SendArgs, out: &mut Output) -> Result<Exit, Trouble> {
@@ -48,7 +48,8 @@ pub(super) async fn send(place: Place, args: SendArgs, out: &mut Output) -> Resu
     let source = Source { messages, interval: args.interval, not_before: None };
     // What is kept for who comes later needs nobody now.
     let wait = if args.no_wait || args.retain { Duration::ZERO } else { args.wait };
-    let mut sender = Sender { client, topic: args.topic, template, under_way: VecDeque::new(), exit: Exit::Done };
+    let mut sender =
+        Sender { client, topic: args.topic, template, under_way: VecDeque::new(), hinted: false, exit: Exit::Done };
     sender.run(source, wait, out).await?;
     Ok(sender.exit)
 }
@@ -98,6 +99,8 @@ struct Sender {
     template: control::Send,
     /// Requests, by consecutive ids, and what is known of them.
     under_way: VecDeque<(u64, Option<Result<SendReport, Failure>>)>,
+    /// What to do about a refusal was said: once is enough.
+    hinted: bool,
     exit: Exit,
 }
 
@@ -111,13 +114,23 @@ struct Report<'a> {
     acknowledged: Option<usize>,
     #[serde(skip_serializing_if = "Option::is_none")]
     redelivered: Option<usize>,
-    dropped: Vec<Dropped>,
+    dropped: Vec<Dropped<'a>>,
 }
 
 #[derive(Serialize)]
-struct Dropped {
+struct Dropped<'a> {
     node: String,
     reason: &'static str,
+    /// By which it was refused.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    rule: Option<&'a str>,
+}
+
+impl<'a> Dropped<'a> {
+    fn new((node, why): &'a (NodeId, DropReason)) -> Self {
+        let rule = if let DropReason::Refused(rule) = why { Some(&rule[..]) } else { None };
+        Self { node: node.to_string(), reason: why.name(), rule }
+    }
 }
 
 impl Sender {
@@ -227,14 +240,16 @@ impl Sender {
             self.exit = Exit::Nobody;
         } else if !dropped.is_empty() || (self.is_acked() && acknowledged < matched) {
             let late = dropped.iter().all(|(_, why)| *why == DropReason::NoAnswer);
+            let refused = !dropped.is_empty() && dropped.iter().all(|(_, why)| matches!(why, DropReason::Refused(_)));
             self.exit = match (self.exit, late) {
+                (Exit::Done | Exit::Refused, false) if refused => Exit::Refused,
                 (Exit::Done | Exit::TimedOut, true) => Exit::TimedOut,
-                (Exit::Done | Exit::TimedOut, false) => Exit::Failed,
+                (Exit::Done | Exit::TimedOut | Exit::Refused, _) => Exit::Failed,
                 (worse, _) => worse,
             };
         }
         if out.json {
-            let dropped = dropped.iter().map(|(node, why)| Dropped { node: node.to_string(), reason: why.name() });
+            let dropped = dropped.iter().map(Dropped::new);
             return out.object(&Report {
                 topic: &self.topic,
                 matched: *matched,
@@ -246,7 +261,11 @@ impl Sender {
         }
         let undone = if self.is_acked() { "not acknowledged by" } else { "dropped for" };
         for (node, why) in dropped {
-            out.talk.say(&format!("{undone} {node}: {}", why.name()));
+            out.talk.say(&format!("{undone} {node}: {why}"));
+        }
+        if !self.hinted && dropped.iter().any(|(_, why)| matches!(why, DropReason::Refused(_))) {
+            self.hinted = true;
+            out.talk.hint(NotAllowed::HINT);
         }
         if out.verbose && *matched > 0 {
             let acknowledged =

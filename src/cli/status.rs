@@ -19,12 +19,23 @@ pub(super) async fn status(place: Place, out: &mut Output) -> Result<Exit, Troub
     let status = ask!(client, Request::Status => Reply::Status(status) => status);
     if out.json {
         let Status {
-            mesh, peer, identity, host, version, uptime_s, addresses, peers, nodes, discovery, foreign, ..
+            mesh,
+            peer,
+            identity,
+            host,
+            version,
+            uptime_s,
+            addresses,
+            peers,
+            nodes,
+            discovery,
+            foreign,
+            counts,
         } = status;
         out.object(&json!({
             "mesh": mesh, "peer": peer.to_string(), "identity": identity.to_string(), "host": host, "version": version,
             "uptime_s": uptime_s, "addresses": addresses, "peers": peers, "nodes": nodes, "discovery": discovery,
-            "foreign": foreign,
+            "foreign": foreign, "refused": counts.refused,
         }))?;
         return Ok(Exit::Done);
     }
@@ -40,6 +51,9 @@ pub(super) async fn status(place: Place, out: &mut Output) -> Result<Exit, Troub
         ("nodes", status.nodes.to_string()),
         ("messages", format!("{} sent, {} received, {} dropped", counts.sent, counts.received, counts.dropped)),
     ];
+    if counts.refused > 0 {
+        facts.push(("refused", format!("{} times, by [[allow]]: see what and whom with: meshd watch", counts.refused)));
+    }
     facts.extend(status.addresses.into_iter().map(|address| ("address", address)));
     facts.extend(status.discovery.into_iter().map(|way| ("discovery", discovery(&way))));
     if status.foreign.refused > 0 || !status.foreign.addresses.is_empty() {
@@ -199,6 +213,13 @@ fn facts(what: &What) -> Vec<(&'static str, Value)> {
             ("unsent", (*unsent).into()),
             ("in_flight", (*in_flight).into()),
             ("exact", (*exact).into()),
+        ],
+        What::Refused { peer, here, action, resource, rule } => vec![
+            ("peer", text(peer)),
+            ("by", if *here { "this peer" } else { "the other peer" }.into()),
+            ("action", text(action)),
+            ("resource", text(resource)),
+            ("rule", text(rule)),
         ],
         What::KeyRotated { epoch } => vec![("epoch", (*epoch).into())],
     }

@@ -12,22 +12,38 @@ use crate::wire::control::{Failure, FailureKind};
 
 /// How a command ended, as scripts see it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
 pub(super) enum Exit {
     /// It was done.
-    Done = 0,
+    Done,
     /// Something went wrong.
-    Failed = 1,
+    Failed,
     /// What was typed makes no sense.
-    Usage = 2,
+    Usage,
     /// No listener, provider, or such node.
-    Nobody = 3,
+    Nobody,
     /// Time was up.
-    TimedOut = 4,
+    TimedOut,
     /// Busy, or not allowed.
-    Refused = 5,
+    Refused,
     /// No daemon runs here.
-    NoDaemon = 6,
+    NoDaemon,
+    /// As a program ended that ran on our behalf.
+    Program(u8),
+}
+
+impl Exit {
+    pub(super) fn code(self) -> u8 {
+        match self {
+            Self::Done => 0,
+            Self::Failed => 1,
+            Self::Usage => 2,
+            Self::Nobody => 3,
+            Self::TimedOut => 4,
+            Self::Refused => 5,
+            Self::NoDaemon => 6,
+            Self::Program(code) => code,
+        }
+    }
 }
 
 impl Exit {
@@ -129,12 +145,18 @@ impl From<BadName> for Trouble {
 
 impl From<SocketError> for Trouble {
     fn from(error: SocketError) -> Self {
+        if let SocketError::Io(broken) = &error
+            && matches!(broken.kind(), io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe)
+        {
+            // Killed while we spoke, it had no time for an orderly end.
+            return Self::new(Exit::NoDaemon, "the daemon has ended").hint("start it again with: meshd run");
+        }
         Self::failed("talking to the daemon", &error).hint("see whether it runs with: meshd status")
     }
 }
 
 /// An error and its causes in one line.
-fn chain(error: &dyn Error) -> String {
+pub(super) fn chain(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {
@@ -161,7 +183,7 @@ mod tests {
             (FailureKind::Refused, 5),
             (FailureKind::Stopping, 6),
         ] {
-            assert_eq!(Trouble::from(Failure::new(kind, "x")).exit as u8, code);
+            assert_eq!(Trouble::from(Failure::new(kind, "x")).exit.code(), code);
         }
     }
 

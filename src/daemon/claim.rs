@@ -44,6 +44,12 @@ impl Claim {
     }
 }
 
+/// Whether a process holds the file. Looks for an instant only, in which nobody else can take it.
+pub(super) fn is_held(path: &Path) -> bool {
+    let Ok(lock) = File::open(path) else { return false };
+    flock(&lock, FlockOperation::NonBlockingLockShared) == Err(rustix::io::Errno::WOULDBLOCK)
+}
+
 /// Binds the daemon's socket. One that was left behind is removed: nobody answers there.
 pub(super) async fn bind(path: &Path, home: &Path) -> Result<UnixListener, DaemonError> {
     match UnixStream::connect(path).await {

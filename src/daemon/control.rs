@@ -26,6 +26,8 @@ pub(super) struct Server {
     pub(super) settings: Vec<(String, String, String)>,
     pub(super) limits: ListenOptions,
     pub(super) max_block: usize,
+    /// Cancelled when the daemon is to stop.
+    pub(super) halt: CancellationToken,
     ending: Ending,
 }
 
@@ -39,7 +41,7 @@ pub(super) struct Ending {
 }
 
 impl Server {
-    pub(super) fn new(node: Node, loaded: &Loaded, ending: Ending, status: &Status) -> Self {
+    pub(super) fn new(node: Node, loaded: &Loaded, halt: CancellationToken, ending: Ending, status: &Status) -> Self {
         let limits = &loaded.config.limits;
         Self {
             node,
@@ -58,6 +60,7 @@ impl Server {
                 ..ListenOptions::default()
             },
             max_block: limits.message_bytes.get() + wire::BLOCK_OVERHEAD,
+            halt,
             ending,
         }
     }

@@ -14,7 +14,7 @@ use tokio_util::task::AbortOnDropHandle;
 use super::failures::{SEE_NODES, call_failure, nobody, rotate_failure, send_failure, stopping};
 use super::files;
 use super::outbox::{Gone, Outbox};
-use crate::mesh::{Codec, NodeId, NodeName, PeerId};
+use crate::mesh::{Codec, NodeId, NodeInfo, NodeName, PeerId};
 use crate::node::{CallOptions, Callee, Node, PingError, Service};
 use crate::wire::control::{
     self as wire, Answer, Answered, Failure, FailureKind, Outcome, Part, Reply, Request, Secret,
@@ -118,6 +118,42 @@ fn find_peer(node: &Node, target: &str) -> Option<PeerId> {
         let named = nodes.iter().find(|node| node.name.as_str() == target);
         named.or_else(|| nodes.iter().find(|node| node.id.peer.short() == target)).map(|node| node.id.peer)
     })
+}
+
+/// The daemon that is meant by the id of its peer, or by the id or name of its own node: never by what is attached to it, which
+/// could be stopped without it. A daemon's own node is the first of its peer.
+pub(super) fn daemon_of(node: &Node, target: &str) -> Result<(NodeId, Option<NodeName>), Failure> {
+    let nodes = node.nodes();
+    let own = |known: &&NodeInfo| known.id.index == 0;
+    let of_peer = |peer| nodes.iter().find(|known| known.id == NodeId { peer, index: 0 });
+    let by_id = target.parse::<PeerId>().ok().and_then(of_peer);
+    let named = |known: &&NodeInfo| known.id.to_string() == target || known.name.as_str() == target;
+    let mut meant: Vec<&NodeInfo> = by_id.into_iter().chain(nodes.iter().filter(named)).collect();
+    if meant.is_empty() {
+        meant = nodes.iter().filter(own).filter(|known| known.id.peer.short() == target).collect();
+    }
+    let daemons: Vec<&NodeInfo> = meant.iter().copied().filter(own).collect();
+    match (&daemons[..], &meant[..]) {
+        ([daemon], _) => Ok((daemon.id, Some(daemon.name.clone()))),
+        ([], []) => Err(nobody(target)),
+        ([], [attached, ..]) => {
+            let daemon =
+                of_peer(attached.id.peer).map_or_else(|| attached.id.peer.to_string(), |own| own.name.to_string());
+            let message = format!("{target} is a program beside {daemon}, and ends where it was started");
+            Err(Failure::new(FailureKind::Usage, message)
+                .hint(format!("to stop {daemon} with all beside it: meshd stop {daemon}")))
+        }
+        _ => {
+            let peers: Vec<String> = daemons.iter().map(|daemon| daemon.id.peer.to_string()).collect();
+            let message = format!("{} peers are called {target}", peers.len());
+            Err(Failure::new(FailureKind::Usage, message).hint(format!("say which: {}", peers.join(", "))))
+        }
+    }
+}
+
+pub(super) fn no_daemon(target: &str) -> Failure {
+    Failure::new(FailureKind::NobodyThere, format!("{target} is no daemon that can be stopped from here"))
+        .hint("a node within a program ends with that program; a daemon that is about to leave needs no more")
 }
 
 /// One call, and how long it took.

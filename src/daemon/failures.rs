@@ -2,7 +2,7 @@
 
 use crate::RotationError;
 use crate::files::FileError;
-use crate::mesh::{NodeId, NodeInfo, NodeName, RemoteFailure};
+use crate::mesh::{self, NodeId, NodeInfo, NodeName, NotAllowed, RemoteFailure};
 use crate::node::{AdoptError, CallError, ChannelError, ListenError, OpenError, SendError};
 use crate::socket::SocketError;
 use crate::wire::control::{Failure, FailureKind, Remote};
@@ -51,7 +51,7 @@ pub(super) fn rotate_failure(error: RotationError) -> Failure {
 pub(super) fn call_failure(error: CallError, nodes: &[NodeInfo]) -> Failure {
     let kind = match &error {
         CallError::NoProvider(_) | CallError::NoSuchNode(_) | CallError::NotOffered { .. } => FailureKind::NobodyThere,
-        CallError::Busy(_) | CallError::TooLarge { .. } => FailureKind::Refused,
+        CallError::Busy(_) | CallError::TooLarge { .. } | CallError::Refused { .. } => FailureKind::Refused,
         CallError::TimedOut(_) => FailureKind::TimedOut,
         CallError::Name(_) | CallError::NotCalled(_) => FailureKind::Usage,
         CallError::Closed => return stopping(),
@@ -76,9 +76,15 @@ pub(super) fn call_failure(error: CallError, nodes: &[NodeInfo]) -> Failure {
         CallError::NotCalled(service) => {
             failure.hint(format!("for replies as they come: meshd call --stream {service}"))
         }
+        CallError::Refused { .. } => failure.hint(NotAllowed::HINT),
         CallError::Remote(failed) => {
+            let refused = failed.failure.kind == mesh::Failure::REFUSED;
             let name = nodes.iter().find(|known| known.id == failed.node).map(|known| known.name.clone());
-            remote(failed, name).hint("it ran there and failed; what it says comes from there")
+            let failure = remote(failed, name);
+            if refused {
+                return Failure { kind: FailureKind::Refused, ..failure }.hint(NotAllowed::HINT);
+            }
+            failure.hint("it ran there and failed; what it says comes from there")
         }
         _ => failure,
     }
@@ -95,7 +101,9 @@ fn remote(RemoteFailure { node, failure: said }: RemoteFailure, name: Option<Nod
 pub(super) fn open_failure(error: OpenError) -> Failure {
     let kind = match &error {
         OpenError::NoProvider(_) | OpenError::NoSuchNode(_) | OpenError::NotOffered { .. } => FailureKind::NobodyThere,
-        OpenError::Busy(_) | OpenError::TooMany(_) | OpenError::TooLarge { .. } => FailureKind::Refused,
+        OpenError::Busy(_) | OpenError::TooMany(_) | OpenError::TooLarge { .. } | OpenError::Refused { .. } => {
+            FailureKind::Refused
+        }
         OpenError::TimedOut(_) => FailureKind::TimedOut,
         OpenError::Called(_) | OpenError::Name(_) => FailureKind::Usage,
         OpenError::Closed => return stopping(),
@@ -106,6 +114,7 @@ pub(super) fn open_failure(error: OpenError) -> Failure {
         OpenError::NoProvider(_) | OpenError::NoSuchNode(_) | OpenError::NotOffered { .. } => {
             failure.hint(SEE_SERVICES)
         }
+        OpenError::Refused { .. } => failure.hint(NotAllowed::HINT),
         OpenError::Busy(_) => failure.hint("try again later, or have more nodes offer it"),
         OpenError::TooMany(_) => failure.hint("close some first"),
         OpenError::TooLarge { .. } => failure.hint(TOO_LARGE),

@@ -6,6 +6,7 @@ mod control;
 mod errands;
 mod failures;
 mod files;
+mod halt;
 mod offers;
 mod outbox;
 mod session;
@@ -20,16 +21,18 @@ use std::time::Duration;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use self::claim::{Claim, bind};
 use self::control::{Ending, Server};
 use crate::Closed;
 use crate::config::{ConfigError, Home, Layers, Loaded};
+use crate::exec::ExecService;
 use crate::files::ShareError;
 use crate::keys::{KeyError, KeyRing, NetworkKey};
 use crate::mesh::{MeshName, NodeName, PeerId};
-use crate::node::{Node, StartError};
+use crate::node::{ListenError, Node, StartError};
 
 /// What a daemon is to be.
 #[derive(Clone, Debug)]
@@ -71,10 +74,12 @@ pub(crate) enum DaemonError {
     #[error(transparent)]
     Start(#[from] StartError),
     #[error(transparent)]
+    Offer(#[from] ListenError),
+    #[error(transparent)]
     Closed(#[from] Closed),
 }
 
-/// Runs a daemon until SIGTERM or SIGINT.
+/// Runs a daemon until SIGTERM or SIGINT, or until somebody who may wants it to stop.
 ///
 /// # Errors
 /// It could not start. Nothing is left running.
@@ -96,23 +101,30 @@ pub(crate) async fn run(settings: Settings, mut notify: impl FnMut(Notice<'_>)) 
     let name = loaded.config.name.clone().unwrap_or_else(host_name);
     let node =
         Node::builder(name.as_str()).mesh(mesh.as_str()).home(home.dir()).config(loaded.config.clone()).start().await?;
+    // Always: whoever may run nothing is told which setting that takes.
+    let programs = node.serve_exec(loaded.config.exec.clone()).await?;
     let sharing = files::share(&node, &loaded.config.share, &dir).await?;
     let listener = bind(&socket, home.dir()).await?;
     let status = node.status().await?;
 
-    let ending = Ending::default();
-    let server = Arc::new(Server::new(node.clone(), &loaded, ending.clone(), &status));
+    let (halt, ending) = (CancellationToken::new(), Ending::default());
+    let _stopping = halt::offer(&node, halt.clone()).await.map_err(StartError::from)?;
+    let server = Arc::new(Server::new(node.clone(), &loaded, halt.clone(), ending.clone(), &status));
     let serving = tokio::spawn(control::serve(server, listener));
     notify(Notice::Ready { mesh: &mesh, peer: status.peer, addresses: &status.addresses, socket: &socket });
 
     loop {
-        match signals.next().await {
+        let wish = tokio::select! {
+            wish = signals.next() => wish,
+            () = halt.cancelled() => Wish::Stop,
+        };
+        match wish {
             Wish::Stop => break,
             Wish::Reload => reload(&node, &layers, &loaded, &home, &mesh).await,
         }
     }
     info!("stopping");
-    shutdown(node, ending, serving, &socket, &mut signals).await;
+    shutdown(node, programs, ending, serving, &socket, &mut signals).await;
     drop(sharing);
     drop(claim);
     Ok(())
@@ -136,7 +148,7 @@ impl DaemonError {
             Self::Key(error) => error.hint(),
             Self::Start(error) => error.hint(),
             Self::Share(_) => Some("correct [[share]] in config.toml: each has a name of its own".to_owned()),
-            Self::Signals(_) | Self::Closed(_) => None,
+            Self::Signals(_) | Self::Offer(_) | Self::Closed(_) => None,
         }
     }
 
@@ -148,11 +160,13 @@ impl DaemonError {
 /// The end, in order. Takes no longer than [`SHUTDOWN`].
 async fn shutdown(
     node: Node,
+    programs: ExecService,
     ending: Ending,
     serving: tokio::task::JoinHandle<()>,
     socket: &Path,
     signals: &mut Signals,
 ) {
+    let programs = programs.end(); // those that run for others, beside all the rest
     let in_order = async {
         ending.drain.cancel(); // 1. nothing is begun any more; what attached programs have in hand they finish
         tokio::select! {
@@ -165,8 +179,8 @@ async fn shutdown(
         }
         node.shutdown().await; // 3. queued messages go out, the mesh is told
     };
-    if timeout(SHUTDOWN, in_order).await.is_err() {
-        warn!("not everything was sent in {SHUTDOWN:?}");
+    if timeout(SHUTDOWN, async { tokio::join!(programs, in_order) }).await.is_err() {
+        warn!("not everything was sent, or has ended, in {SHUTDOWN:?}");
     }
     // 4. from here on the socket is nobody's
     if let Err(error) = fs::remove_file(socket) {
@@ -228,6 +242,11 @@ impl Signals {
             _ = self.hangup.recv() => Wish::Reload,
         }
     }
+}
+
+/// Whether a daemon holds the home: it runs, or has not quite ended.
+pub(crate) fn runs(home: &Home, mesh: &MeshName) -> bool {
+    claim::is_held(&home.lock(mesh))
 }
 
 /// Makes a directory that is for its owner only.

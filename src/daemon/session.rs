@@ -1,20 +1,23 @@
 //! One client of the local socket: what it asks, and what it is told.
 
+use std::collections::HashSet;
 use std::pin::pin;
 use std::sync::Arc;
 
 use futures::poll;
 use tokio::net::unix::OwnedReadHalf;
 use tokio_util::task::AbortOnDropHandle;
+use tracing::info;
 
 use super::channels::{Channels, What};
 use super::control::{MAX_CLIENTS, Server};
 use super::errands::{Errands, patient};
-use super::failures::{NOT_OURS, TOO_LARGE, listen_failure, misunderstood, send_failure, stopping};
+use super::failures::{NOT_OURS, TOO_LARGE, call_failure, listen_failure, misunderstood, send_failure, stopping};
+use super::halt;
 use super::offers::Offers;
 use super::outbox::{Gone, Outbox};
 use super::subscriptions::Subscriptions;
-use crate::mesh::{self, Item};
+use crate::mesh::{self, Item, NodeId};
 use crate::node::{Events, Node, SendOptions};
 use crate::socket::{BlockReader, SocketError};
 use crate::wire::control::{self as wire, Answer, Failure, FailureKind, Listen, Question, Reply, Request, Spoken};
@@ -99,12 +102,24 @@ impl Session {
             Request::Status => node.status().await.map(Reply::Status).map_err(|_| stopping()),
             Request::Peers => node.peers().await.map(Reply::Peers).map_err(|_| stopping()),
             Request::Nodes => Ok(Reply::Nodes(node.nodes())),
+            Request::WhoOffers { service } => self.who_offers(&service),
             Request::Topics => Ok(Reply::Topics(node.topics())),
             Request::Keys => node.keys().await.map(Reply::Keys).map_err(|_| stopping()),
             Request::Config => Ok(Reply::Config(self.server.settings.clone())),
             Request::Attach { name } => self.attach(name).await,
             Request::Listen(listen) => return self.listen(id, listen).await,
-            Request::Unlisten { subscription } => self.subscriptions.unlisten(subscription).await,
+            Request::Unlisten { subscription, drain: false } => self.subscriptions.unlisten(subscription).await,
+            Request::Unlisten { subscription, drain: true } => match self.subscriptions.drain(subscription) {
+                Ok(drained) => {
+                    let outbox = self.outbox.clone();
+                    let errand = async move {
+                        drained.await;
+                        let _ = outbox.reply(id, Ok(Reply::Done)).await; // A client that is gone needs no reply.
+                    };
+                    return self.errands.run(id, errand).await;
+                }
+                Err(failure) => Err(failure),
+            },
             Request::Acknowledge { subscription, acks } => {
                 self.subscriptions.acknowledge(subscription, &acks);
                 return Ok(());
@@ -134,6 +149,20 @@ impl Session {
             Request::Adopt { handle } => {
                 let (desk, node) = (self.channels.desk(), self.oneself().clone());
                 return self.errands.run(id, desk.adopt(id, node, handle)).await;
+            }
+            Request::Stop { target } => {
+                let (node, here, wanted) = (self.oneself().clone(), self.server.node.id(), self.server.halt.clone());
+                let outbox = self.outbox.clone();
+                let errand = async move {
+                    let answer = halt::stop(&node, here, target.as_deref()).await;
+                    let meant = matches!(&answer, Ok(Reply::Stopping { node, .. }) if node.peer == here.peer);
+                    let _ = outbox.reply(id, answer).await; // A client that is gone needs no reply.
+                    if meant {
+                        info!("a program of this machine wants this daemon to stop");
+                        wanted.cancel(); // after the reply: the end comes quickly
+                    }
+                };
+                return self.errands.run(id, errand).await;
             }
             Request::Cancel { id } => {
                 self.errands.cancel(id).await;
@@ -199,6 +228,13 @@ impl Session {
             }
             Err(error) => self.outbox.reply(id, Err(send_failure(error))).await,
         }
+    }
+
+    fn who_offers(&self, service: &str) -> Result<Reply, Failure> {
+        let service = self.oneself().service(service).map_err(|error| call_failure(error, &[]))?;
+        let providers: HashSet<NodeId> = service.providers().into_iter().map(|(node, _)| node).collect();
+        let nodes = self.server.node.nodes();
+        Ok(Reply::Nodes(nodes.into_iter().filter(|node| providers.contains(&node.id)).collect()))
     }
 
     async fn watch(&mut self, id: u64) -> Result<(), Gone> {

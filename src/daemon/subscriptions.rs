@@ -1,10 +1,12 @@
 //! The subscriptions of one client: messages are handed to it, and acknowledged when it has them, or has handled them.
 
 use std::collections::HashMap;
+use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::failures::listen_failure;
@@ -23,7 +25,9 @@ pub(super) struct Subscriptions {
 
 /// One subscription.
 struct Listening {
-    forwarder: AbortOnDropHandle<()>,
+    /// None once it drains: then it ends by itself.
+    forwarder: Option<AbortOnDropHandle<()>>,
+    drain: CancellationToken,
     unhandled: Arc<Unhandled>,
 }
 
@@ -53,7 +57,10 @@ impl Subscriptions {
         limits: &ListenOptions,
     ) -> Result<(), Gone> {
         let options = ListenOptions {
-            messages: listen.messages.unwrap_or(usize::MAX).clamp(1, limits.messages),
+            // Small ones may be many, for who says so: bytes are what memory is.
+            messages: listen
+                .messages
+                .map_or(limits.messages, |wanted| wanted.clamp(1, limits.messages.max(MOST_WAITING))),
             bytes: listen.bytes.unwrap_or(usize::MAX).clamp(1, limits.bytes),
             overflow: overflow(listen.overflow),
             // What is taken from the daemon's queue is not with the client yet.
@@ -67,25 +74,38 @@ impl Subscriptions {
         self.next += 1;
         // The client hears of the subscription before it hears from it.
         self.outbox.reply(id, Ok(Reply::Listening { subscription })).await?;
-        let unhandled = Arc::new(Unhandled::new());
+        let (unhandled, drain) = (Arc::new(Unhandled::new()), CancellationToken::new());
         let forwarder = Forwarder {
             subscription,
+            drain: drain.clone(),
             outbox: self.outbox.clone(),
             unhandled: (listen.acknowledge == Acknowledge::Handled).then(|| Arc::clone(&unhandled)),
         };
-        let forwarder = AbortOnDropHandle::new(tokio::spawn(forwarder.forward(messages)));
-        self.open.insert(subscription, Listening { forwarder, unhandled });
+        let forwarder = Some(AbortOnDropHandle::new(tokio::spawn(forwarder.forward(messages))));
+        self.open.insert(subscription, Listening { forwarder, drain, unhandled });
         Ok(())
     }
 
     pub(super) async fn unlisten(&mut self, subscription: u64) -> Result<Reply, Failure> {
         let Some(Listening { forwarder, .. }) = self.open.remove(&subscription) else {
-            return Err(Failure::new(FailureKind::Usage, format!("there is no subscription {subscription}")));
+            return Err(no_subscription(subscription));
         };
-        forwarder.abort();
-        // When it has ended, nothing more can come behind the reply.
-        let _ = forwarder.await;
+        if let Some(forwarder) = forwarder {
+            forwarder.abort();
+            // When it has ended, nothing more can come behind the reply.
+            let _ = forwarder.await;
+        }
         Ok(Reply::Done)
+    }
+
+    /// Ends one, when the client has all that had arrived. It can still acknowledge that.
+    pub(super) fn drain(&mut self, subscription: u64) -> Result<impl Future<Output = ()> + use<>, Failure> {
+        let listening = self.open.get_mut(&subscription).ok_or_else(|| no_subscription(subscription))?;
+        listening.drain.cancel();
+        let forwarder = listening.forwarder.take().ok_or_else(|| no_subscription(subscription))?;
+        Ok(async move {
+            let _ = forwarder.await; // however it ended
+        })
     }
 
     /// The client has handled messages. What it does not have is passed over.
@@ -123,13 +143,26 @@ impl Unhandled {
 struct Forwarder {
     subscription: u64,
     outbox: Outbox,
+    drain: CancellationToken,
     /// Where the client is to acknowledge messages.
     unhandled: Option<Arc<Unhandled>>,
 }
 
 impl Forwarder {
     async fn forward(self, mut messages: Subscription) {
-        while let Some(message) = messages.next().await {
+        let mut is_draining = false;
+        let mut drained = pin!(self.drain.cancelled());
+        loop {
+            let next = tokio::select! {
+                biased; // Once: after that, messages alone are waited for.
+                () = drained.as_mut(), if !is_draining => {
+                    messages.drain();
+                    is_draining = true;
+                    continue;
+                }
+                next = messages.next() => next,
+            };
+            let Some(message) = next else { return };
             let (ack, taken) = match &self.unhandled {
                 _ if !message.claimed.is_awaited() => (None, None),
                 Some(unhandled) => (unhandled.add(message.claimed.clone()).await, None),
@@ -149,6 +182,10 @@ impl Forwarder {
     }
 }
 
+fn no_subscription(subscription: u64) -> Failure {
+    Failure::new(FailureKind::Usage, format!("there is no subscription {subscription}"))
+}
+
 fn overflow(wanted: Overflow) -> node::Overflow {
     match wanted {
         Overflow::DropOldest => node::Overflow::DropOldest,
@@ -159,3 +196,6 @@ fn overflow(wanted: Overflow) -> node::Overflow {
 
 /// Messages of one subscription that the client may have and not have acknowledged: then the next ones wait.
 const MAX_UNHANDLED: usize = 1024;
+/// Messages that may wait in one subscription, if the client says so and the configuration does not say more: a second of
+/// many small ones.
+const MOST_WAITING: usize = 1 << 17;

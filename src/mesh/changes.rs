@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::hash::Hash;
 
 use super::record::{NodeEntry, Record};
-use super::{DownReason, NodeId, What};
+use super::{DownReason, NodeId, ServiceName, What};
 
 /// What changed for who can reach the peer.
 pub(super) fn differences(before: Option<&Record>, after: Option<&Record>, why: DownReason) -> Vec<What> {
@@ -32,8 +32,11 @@ pub(super) fn differences(before: Option<&Record>, after: Option<&Record>, why: 
         changes.extend(gone.into_iter().map(|filter| What::NotListening { node, name: name_of(), filter }));
         changes.extend(come.into_iter().map(|filter| What::Listening { node, name: name_of(), filter }));
         let (gone, come) = minus_both(old.map(|node| &node.services[..]), new.map(|node| &node.services[..]));
-        changes.extend(gone.into_iter().map(|service| What::NotServing { node, name: name_of(), service }));
-        changes.extend(come.into_iter().map(|service| What::Serving { node, name: name_of(), service }));
+        let told = |service: &ServiceName| !service.is_reserved();
+        let gone = gone.into_iter().filter(told);
+        changes.extend(gone.map(|service| What::NotServing { node, name: name_of(), service }));
+        let come = come.into_iter().filter(told);
+        changes.extend(come.map(|service| What::Serving { node, name: name_of(), service }));
         if new.is_none() {
             changes.push(What::NodeDown { node, name });
         }

@@ -28,12 +28,14 @@ pub(crate) enum Verdict {
     Expired,
     /// The node does not listen.
     NotListening,
+    /// The receiver's rules do not let the sender send on the topic.
+    Refused,
 }
 
 impl Verdict {
     /// By its number on the wire.
     pub(crate) fn new(number: u8) -> Option<Self> {
-        let all = [Self::Taken, Self::HandedBack, Self::Overflow, Self::Expired, Self::NotListening];
+        let all = [Self::Taken, Self::HandedBack, Self::Overflow, Self::Expired, Self::NotListening, Self::Refused];
         all.into_iter().find(|verdict| *verdict as u8 == number)
     }
 }

@@ -199,7 +199,9 @@ impl Engine {
         self.own.nodes[position].services.push(service.clone());
         self.own_changed = true;
         self.routes.serve(node, &name, &self.own.host, &service);
-        self.effects.push(Effect::Happened(What::Serving { node, name, service }));
+        if !service.is_reserved() {
+            self.effects.push(Effect::Happened(What::Serving { node, name, service }));
+        }
         Ok(())
     }
 
@@ -213,8 +215,10 @@ impl Engine {
         self.own_bytes -= cost(service.as_str());
         self.own_changed = true;
         self.routes.unserve(self.id(index), service);
-        let (node, service) = (self.id(index), service.clone());
-        self.effects.push(Effect::Happened(What::NotServing { node, name, service }));
+        if !service.is_reserved() {
+            let (node, service) = (self.id(index), service.clone());
+            self.effects.push(Effect::Happened(What::NotServing { node, name, service }));
+        }
     }
 
     /// None of its nodes listens or serves any more: others choose others from now on.

@@ -4,7 +4,7 @@ use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
 
-use super::{NodeId, NodeName, PeerId, ServiceName, TopicFilter};
+use super::{Action, NodeId, NodeName, PeerId, ServiceName, TopicFilter};
 
 /// Something that happened, and when this peer saw it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -102,6 +102,20 @@ pub enum What {
         /// Whether the peer came back and told how far it had got; otherwise `in_flight` is the most it can be.
         exact: bool,
     },
+    /// A rule (`[[allow]]`) did not let somebody do something: another peer here, or this one there. Told at most once a
+    /// minute for one peer, action and resource; [`Counts::refused`](crate::Counts::refused) counts all that was refused here.
+    Refused {
+        /// The other peer.
+        peer: PeerId,
+        /// Whether this peer refused it to the other one; else the other one refused it to this one.
+        here: bool,
+        /// What was not allowed.
+        action: Action,
+        /// On what: a topic, a service, `share/path`, a program; for `listen` the filter with which the refused one listens.
+        resource: String,
+        /// The name of the rule.
+        rule: String,
+    },
     /// The network key was rotated; this peer holds the new one.
     KeyRotated {
         /// How often this mesh's key was rotated so far.
@@ -138,6 +152,7 @@ impl What {
             Self::NotServing { .. } => "not-serving",
             Self::Foreign { .. } => "foreign",
             Self::MessagesLost { .. } => "messages-lost",
+            Self::Refused { .. } => "refused",
             Self::KeyRotated { .. } => "key-rotated",
         }
     }

@@ -70,6 +70,8 @@ impl Failure {
     /// The kind by which a handler says that it lost what had the call: it may have run. The caller is told
     /// [`CallError::Disconnected`](crate::CallError::Disconnected).
     pub const DISCONNECTED: &'static str = "disconnected";
+    /// The kind by which a handler says that the caller may not do that: its message names the rule or the setting.
+    pub const REFUSED: &'static str = "refused";
     /// The kind of a failure whose request is not what the handler takes.
     pub const BAD_REQUEST: &'static str = "bad-request";
     /// The kind of a failure whose reply could not be sent: too large for the caller, or not to be encoded.

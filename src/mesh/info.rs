@@ -1,5 +1,7 @@
 //! What a peer tells of itself and of the mesh when asked.
 
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
 
 use super::delivery::Claimed;
@@ -181,6 +183,9 @@ pub struct Counts {
     pub bad_records: u64,
     /// Links lost.
     pub links_lost: u64,
+    /// Messages, calls, channels and whatever else was refused to other peers here, by `[[allow]]`.
+    #[serde(default)]
+    pub refused: u64,
 }
 
 /// Which network keys are in use.
@@ -212,7 +217,7 @@ pub struct SendReport {
 }
 
 /// Why a message was dropped for one node.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum DropReason {
     /// The link's queue was full for as long as the sender waits.
@@ -235,13 +240,16 @@ pub enum DropReason {
     Expired,
     /// When it arrived, the node did not listen any more.
     NotListening,
+    /// The node's peer does not let this one send on the topic: by the rule of that name. Empty if it did not say.
+    Refused(String),
 }
 
 impl DropReason {
     /// In a few words.
     #[must_use]
-    pub fn name(self) -> &'static str {
+    pub fn name(&self) -> &'static str {
         match self {
+            Self::Refused(_) => "refused",
             Self::LinkFull => "link full",
             Self::SubscriptionFull => "subscription full",
             Self::LinkDown => "link down",
@@ -252,6 +260,16 @@ impl DropReason {
             Self::HandedBack => "handed back",
             Self::Expired => "expired",
             Self::NotListening => "not listening",
+        }
+    }
+}
+
+impl fmt::Display for DropReason {
+    /// As [`DropReason::name`], with the rule if it is one that refuses.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Refused(rule) if !rule.is_empty() => write!(f, "refused by the rule '{rule}'"),
+            other => f.write_str(other.name()),
         }
     }
 }

@@ -160,8 +160,12 @@ impl ServiceName {
     /// Whether it is one of meshd's own, for files and the like: these begin with `meshd.` and are not listed.
     #[must_use]
     pub fn is_reserved(&self) -> bool {
-        self.as_str().starts_with(RESERVED)
+        is_reserved(self.as_str())
     }
+}
+
+pub(super) fn is_reserved(service: &str) -> bool {
+    service.starts_with(RESERVED)
 }
 
 fn check_mesh(text: &str) -> Result<(), BadName> {

@@ -5,6 +5,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use super::name::is_reserved;
 use super::{BadId, Identity};
 
 /// What needs permission. The peer that owns the resource decides.
@@ -45,7 +46,8 @@ pub enum Who {
 /// A rule is about the resources that its pattern selects: topics, services, `share/path`, programs. Where at least one rule is
 /// about an action and a resource, only those may do it whom one of these rules names. Where none is, the default holds: what
 /// concerns messages and services is open to all members, files and programs as far as `[[share]]` and `[exec]` open them, and
-/// stopping to nobody.
+/// stopping to nobody. A peer may do to itself what it likes, and services of meshd's own (`meshd.`) are governed by what is done
+/// over them: `get`, `put`, `exec`, `stop`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct AllowRule {
@@ -68,6 +70,12 @@ pub struct NotAllowed {
     pub rule: String,
 }
 
+impl NotAllowed {
+    /// What to do about it.
+    pub const HINT: &str = "the rule is an [[allow]] in config.toml of the peer that refuses: it has to name the identity that \
+                            `meshd identity` prints where this was tried";
+}
+
 /// All rules of a peer.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Permissions(Vec<AllowRule>);
@@ -77,7 +85,8 @@ impl Permissions {
         Self(rules)
     }
 
-    /// Whether any rule is about this action: if none is, there is nothing to ask.
+    /// Whether any rule is about this action: if none is, there is nothing to ask. To be asked where it is cheap to ask again:
+    /// it looks through all rules.
     pub(crate) fn is_about(&self, action: Action) -> bool {
         self.0.iter().any(|rule| rule.action.contains(&action))
     }
@@ -87,8 +96,19 @@ impl Permissions {
     /// # Errors
     /// Names the rule that would have to name them.
     pub(crate) fn check(&self, who: Option<Identity>, action: Action, resource: &str) -> Result<(), NotAllowed> {
-        let mut refusal = (action == Action::Stop).then(|| "stop is allowed to nobody".to_owned());
-        for rule in self.0.iter().filter(|rule| rule.is_about(action, resource)) {
+        self.check_names(who, action, &[resource])
+    }
+
+    /// Whether somebody may do something with what has several names: a rule about one of them is about it.
+    ///
+    /// # Errors
+    /// As for [`check`](Self::check).
+    pub(crate) fn check_names(&self, who: Option<Identity>, action: Action, names: &[&str]) -> Result<(), NotAllowed> {
+        if matches!(action, Action::Call | Action::Serve) && names.iter().all(|name| is_reserved(name)) {
+            return Ok(()); // what is done over it is governed, not that it is used
+        }
+        let mut refusal = (action == Action::Stop).then(|| NOBODY_STOPS.to_owned());
+        for rule in self.0.iter().filter(|rule| names.iter().any(|name| rule.is_about(action, name))) {
             if rule.names(who) {
                 return Ok(());
             }
@@ -110,8 +130,19 @@ impl AllowRule {
         })
     }
 
+    /// What the refused are told: no longer than what travels.
     fn name(&self, action: Action) -> String {
-        self.name.clone().unwrap_or_else(|| format!("{action} {}", self.pattern))
+        let name = self.name.clone().unwrap_or_else(|| format!("{action} {}", self.pattern));
+        let end = (0..=name.len().min(MAX_RULE)).rev().find(|end| name.is_char_boundary(*end));
+        name[..end.unwrap_or(0)].to_owned()
+    }
+}
+
+impl Action {
+    /// By its number on the wire.
+    pub(crate) fn new(number: u8) -> Option<Self> {
+        let all = [Self::Send, Self::Listen, Self::Call, Self::Serve];
+        all.into_iter().find(|action| *action as u8 == number)
     }
 }
 
@@ -160,18 +191,40 @@ fn parts(text: &str) -> Vec<&str> {
     text.split('/').filter(|part| !part.is_empty()).collect()
 }
 
+/// Goes back to the last `**` alone when something does not fit: what an earlier one takes more, the last can take as well. So
+/// the cost is bounded by both lengths, whatever names others make up.
 fn selects(pattern: &[&str], resource: &[&str]) -> bool {
-    match pattern {
-        [] => resource.is_empty(),
-        ["**", rest @ ..] => (0..=resource.len()).any(|skipped| selects(rest, &resource[skipped..])),
-        [part, rest @ ..] => resource
-            .split_first()
-            .is_some_and(|(first, others)| (*part == "*" || part == first) && selects(rest, others)),
+    let (mut at, mut next) = (0, 0);
+    let mut back: Option<(usize, usize)> = None;
+    while next < resource.len() {
+        match pattern.get(at) {
+            Some(&"**") => {
+                back = Some((at + 1, next));
+                at += 1;
+            }
+            Some(part) if *part == "*" || *part == resource[next] => {
+                at += 1;
+                next += 1;
+            }
+            _ => {
+                let Some((behind, taken)) = &mut back else { return false };
+                *taken += 1;
+                (at, next) = (*behind, *taken);
+            }
+        }
     }
+    pattern[at..].iter().all(|part| *part == "**")
 }
+
+/// Bytes of a rule's name that are told.
+pub(crate) const MAX_RULE: usize = 255;
+/// Stopping needs a rule; where there is none, this is told in its place.
+const NOBODY_STOPS: &str = "stop is allowed to nobody";
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn rule(name: Option<&str>, who: Vec<Who>, action: Action, pattern: &str) -> AllowRule {
@@ -202,6 +255,80 @@ mod tests {
         assert_eq!(rules.check(None, Action::Get, "data/x/y").unwrap_err().rule, "get data/**");
         assert_eq!(rules.check(None, Action::Get, "data/open/x"), Ok(()), "one of the rules is enough");
         assert_eq!(rules.check(Some(identity(1)), Action::Exec, "/usr/bin/uname"), Ok(()), "not of one part");
+    }
+
+    #[test]
+    fn a_rule_about_one_of_several_names_is_about_all_of_them() {
+        let rules = Permissions::new(vec![rule(None, vec![Who::One(identity(1))], Action::Exec, "uname")]);
+        let names = ["/usr/bin/uname", "uname"];
+        assert_eq!(rules.check_names(Some(identity(1)), Action::Exec, &names), Ok(()));
+        assert!(rules.check_names(Some(identity(2)), Action::Exec, &names).is_err());
+        assert_eq!(rules.check_names(Some(identity(2)), Action::Exec, &["/usr/bin/env"]), Ok(()));
+    }
+
+    #[test]
+    fn services_of_meshds_own_are_governed_by_what_is_done_over_them() {
+        let nobody = [Action::Call, Action::Serve, Action::Get].map(|action| rule(None, vec![], action, "**"));
+        let rules = Permissions::new(nobody.into());
+        for action in [Action::Call, Action::Serve] {
+            assert_eq!(rules.check(None, action, "meshd.files"), Ok(()));
+            assert!(rules.check(None, action, "meshd").is_err());
+        }
+        assert!(rules.check(None, Action::Get, "meshd.files").is_err());
+    }
+
+    #[test]
+    fn a_rules_name_is_told_as_far_as_it_travels() {
+        let long = rule(Some(&"\u{e9}".repeat(200)), vec![], Action::Call, "**");
+        assert_eq!(Permissions::new(vec![long]).check(None, Action::Call, "x").unwrap_err().rule.len(), MAX_RULE - 1);
+    }
+
+    #[test]
+    fn many_wildcards_cost_no_more_than_what_they_are_held_against() {
+        let (pattern, resource) = ("**/a/".repeat(40) + "b", "a/".repeat(120) + "a");
+        assert!(!selects(&parts(&pattern), &parts(&resource)));
+    }
+
+    /// As the documentation says it, at any cost.
+    fn plainly(pattern: &[&str], resource: &[&str]) -> bool {
+        match pattern {
+            [] => resource.is_empty(),
+            ["**", rest @ ..] => (0..=resource.len()).any(|skipped| plainly(rest, &resource[skipped..])),
+            [part, rest @ ..] => resource
+                .split_first()
+                .is_some_and(|(first, others)| (*part == "*" || part == first) && plainly(rest, others)),
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn patterns_select_what_the_documentation_says(
+            pattern in prop::collection::vec(prop::sample::select(vec!["a", "b", "*", "**"]), 0..7),
+            resource in prop::collection::vec(prop::sample::select(vec!["a", "b"]), 0..7),
+        ) {
+            prop_assert_eq!(selects(&pattern, &resource), plainly(&pattern, &resource));
+        }
+
+        #[test]
+        fn who_is_allowed_by_any_rule_is_allowed_and_others_only_where_no_rule_is(
+            rules in prop::collection::vec((0_u8..4, prop::sample::select(vec!["a", "a/*", "**", "b/**"])), 0..5),
+            who in 1_u8..4,
+            resource in prop::sample::select(vec!["a", "a/x", "b", "b/c/d", "c"]),
+        ) {
+            let who_of = |byte| if byte == 0 { Who::Everyone } else { Who::One(identity(byte)) };
+            let all = rules.iter().map(|(byte, pattern)| rule(None, vec![who_of(*byte)], Action::Send, pattern)).collect();
+            let permissions = Permissions::new(all);
+            let about: Vec<u8> = rules
+                .iter()
+                .filter(|(_, pattern)| plainly(&parts(pattern), &parts(resource)))
+                .map(|(byte, _)| *byte)
+                .collect();
+            let allowed = about.is_empty() || about.contains(&0) || about.contains(&who);
+            prop_assert_eq!(permissions.check(Some(identity(who)), Action::Send, resource).is_ok(), allowed);
+            let anybody = about.is_empty() || about.contains(&0);
+            prop_assert_eq!(permissions.check(None, Action::Send, resource).is_ok(), anybody);
+            prop_assert_eq!(permissions.check(None, Action::Call, resource), Ok(()));
+        }
     }
 
     #[test]

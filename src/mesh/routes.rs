@@ -126,7 +126,7 @@ impl Routes {
     }
 
     /// That of a linked peer.
-    pub(super) fn record(&self, peer: PeerId) -> Option<&Arc<Record>> {
+    pub(crate) fn record(&self, peer: PeerId) -> Option<&Arc<Record>> {
         self.records.get(&peer)
     }
 

@@ -89,6 +89,7 @@ pub(super) struct Actor {
     pub(super) refused: u64,
 
     commands: mpsc::Receiver<Command>,
+    notices: mpsc::Receiver<What>,
     pub(super) routes: watch::Sender<Arc<Routes>>,
     events: broadcast::Sender<Event>,
     held: FuturesUnordered<Held>,
@@ -110,7 +111,7 @@ enum Ended {
 impl Actor {
     #[expect(clippy::disallowed_methods, reason = "the loop's first reading of the clock")]
     pub(super) fn start(
-        config: NetConfig,
+        mut config: NetConfig,
         links: Links,
         commands: mpsc::Receiver<Command>,
         events: broadcast::Sender<Event>,
@@ -220,6 +221,7 @@ impl Actor {
             foreign_seen: HashSet::new(),
             refused: 0,
             commands,
+            notices: std::mem::replace(&mut config.notices, mpsc::channel(1).1),
             routes,
             events,
             held: FuturesUnordered::new(),
@@ -248,6 +250,7 @@ impl Actor {
                 Some((connection, event)) = self.session_events.recv() => {
                     self.on(|actor| actor.on_session_event(connection, event));
                 }
+                Some(what) = self.notices.recv() => self.on(|actor| actor.happened(what)),
                 Some(found) = self.found.recv() => self.on(|actor| actor.found(found)),
                 Some(ended) = self.held.next() => self.on(|actor| actor.on_handle_dropped(ended)),
                 () = sleep_until(deadline.into()) => self.on(Self::on_timer),
@@ -324,6 +327,11 @@ impl Actor {
             What::MessagesLost { peer, unsent, in_flight, .. } => {
                 self.counts.dropped += unsent + in_flight;
                 info!(%peer, unsent, in_flight, "messages lost with a link");
+            }
+            What::Refused { peer, here, action, resource, rule } => {
+                let identity = self.engine.view().signed(*peer).map(|signed| signed.record().identity.to_string());
+                let by = if *here { "this peer" } else { "the other peer" };
+                info!(%peer, identity, %action, resource, rule, by, "refused");
             }
             What::KeyRotated { epoch } => info!(epoch, "the network key was rotated"),
             _ => {}

@@ -168,7 +168,7 @@ impl Actor {
             vitals: Arc::clone(&connection.vitals),
             clock: self.began,
             edition: self.edition.subscribe(),
-            receiver: self.config.carried.receiver(peer),
+            carried: Arc::clone(&self.config.carried),
             local,
             events: self.sessions.clone(),
         };

@@ -45,6 +45,8 @@ struct Shared {
     idle: AtomicBool,
     /// As the queue says, for who asks often and needs no more.
     closed: AtomicBool,
+    /// Whether the receiver refuses any topic.
+    refuses: AtomicBool,
     queue: Mutex<Queue>,
     /// The stream, once it is open, and what is being written to it.
     writing: Mutex<Option<Writing>>,
@@ -119,6 +121,8 @@ pub(crate) enum Refused {
     Full,
     /// A target asked for a pause on this topic.
     Paused,
+    /// The receiver does not let this peer send on this topic: see [`Link::refusal`].
+    NotAllowed,
     /// The receiver takes no messages of this size.
     TooLarge,
     /// The link is down.
@@ -149,6 +153,7 @@ impl Link {
             stalled,
             idle,
             closed,
+            refuses: AtomicBool::new(false),
             queue,
             writing,
             began,
@@ -216,6 +221,9 @@ impl Link {
         }
         let lane = queue.lane(message.payload.len(), || Order::Topic(message.from, message.topic.clone()));
         let pauses = |target: &u32| queue.paused.contains(&(*target, message.topic.clone()));
+        if !queue.refused.is_empty() && queue.refused.contains_key(message.topic) {
+            return Err(Refused::NotAllowed);
+        }
         if !queue.paused.is_empty() && room == Room::Limited && message.targets.iter().any(pauses) {
             return Err(Refused::Paused);
         }
@@ -369,6 +377,26 @@ impl Link {
         self.0.drained.notify_waiters();
     }
 
+    /// The receiver does not let this peer send on the topic, as long as this link stands. Who waits for room learns of it.
+    pub(crate) fn set_refused(&self, topic: Topic, rule: String) {
+        let mut queue = self.queue();
+        if queue.refused.len() < MAX_REFUSED {
+            queue.refused.insert(topic, rule);
+            self.0.refuses.store(true, Ordering::Release);
+        }
+        drop(queue);
+        self.0.drained.notify_waiters();
+    }
+
+    /// The rule by which the receiver does not let this peer send on the topic, if it said so.
+    pub(crate) fn refusal(&self, topic: &Topic) -> Option<String> {
+        // Nearly all refuse nothing: then this costs no lock.
+        if !self.0.refuses.load(Ordering::Acquire) {
+            return None;
+        }
+        self.queue().refused.get(topic).cloned()
+    }
+
     /// Frames queued or being written.
     pub(crate) fn queued(&self) -> usize {
         self.queue().frames()
@@ -441,6 +469,8 @@ pub(crate) const MAX_ALIASES: usize = 1 << 16;
 pub(crate) const MAX_INTRODUCED: usize = 1 << 14;
 /// Most pauses remembered per link. Beyond, the receiver's queue limit alone protects it.
 const MAX_PAUSED: usize = 1 << 16;
+/// Most refused topics remembered per link. Beyond, messages go out and are refused there.
+const MAX_REFUSED: usize = 1 << 12;
 pub(super) const HELLO_TIMEOUT: Duration = Duration::from_secs(4);
 
 #[cfg(test)]

@@ -15,7 +15,7 @@ pub(super) fn start(me: PeerId, links: &Links, limits: LinkLimits, max_message: 
     let link = Link::new(1, limits, max_message);
     carried.up(me, &link);
     links.insert(me, link.clone(), None);
-    let mut receiver = carried.receiver(me);
+    let mut receiver = carried.receiver(me, None);
     let (ours, theirs) = duplex(PIPE);
     let (writing, carried) = (link.clone(), Arc::clone(carried));
     let reading = async move {

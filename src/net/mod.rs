@@ -45,6 +45,7 @@ use crate::keys::{IdentityKey, KeyRing, Ticket};
 use crate::mesh::engine::LimitError;
 use crate::mesh::{
     Event, Identity, KeyInfo, MeshName, NodeId, NodeName, PeerId, PeerInfo, Routes, ServiceName, Status, TopicFilter,
+    What,
 };
 
 /// What a peer is started with.
@@ -71,13 +72,15 @@ pub(crate) struct NetConfig {
     pub(crate) resume: Duration,
     /// What links are for.
     pub(crate) carried: Arc<dyn Carried>,
+    /// What happens on links that is to be told to who watches.
+    pub(crate) notices: mpsc::Receiver<What>,
 }
 
 /// What links carry, and what has to know at once of links that come and go. Called by the event loop and by readers:
 /// nothing here waits.
 pub(crate) trait Carried: Send + Sync {
-    /// What reads one data stream of a peer.
-    fn receiver(&self, peer: PeerId) -> Box<dyn Receive>;
+    /// What reads one data stream of a peer, whose signed record proves that identity. `None`: of this peer itself.
+    fn receiver(&self, peer: PeerId, identity: Option<Identity>) -> Box<dyn Receive>;
     /// A link stands. Nobody else can send on it yet: what has to go out again goes out before all that is new.
     fn up(&self, peer: PeerId, link: &Link);
     /// The link is lost: `link` says which frames were never written. The peer may come back.

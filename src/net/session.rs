@@ -20,6 +20,7 @@ use tokio::time::{sleep_until, timeout};
 use tokio_util::compat::{Compat, FuturesAsyncReadCompatExt};
 use tracing::debug;
 
+use super::Carried;
 use super::inlet::{Inlet, Receive};
 use super::link::{Link, LinkError, LinkLimits, Remains};
 use super::local::{Expected, LocalLinks};
@@ -48,7 +49,7 @@ pub(super) struct Start {
     pub(super) clock: Instant,
     /// The edition of our own record, for our beats.
     pub(super) edition: watch::Receiver<Edition>,
-    pub(super) receiver: Box<dyn Receive>,
+    pub(super) carried: Arc<dyn Carried>,
     /// The way to peers of the same host; `None` if there is none, or it failed with this one.
     pub(super) local: Option<Arc<LocalLinks>>,
     pub(super) events: mpsc::Sender<(ConnectionId, SessionEvent)>,
@@ -244,7 +245,8 @@ async fn live(start: Start, up: &mut Option<Link>) -> Result<std::convert::Infal
     let pauses = Arc::clone(&control.pauses);
     let writer = Writer { stream, outbox, pauses, pulse: Arc::clone(&pulse), edition: start.edition.clone(), leads };
     tasks.spawn(writer.run());
-    let mut receiver = Some(start.receiver);
+    // Known from the greeting on, before anything is read: what the peer may do rests on it.
+    let mut receiver = Some(start.carried.receiver(peer, Some(record.record().identity)));
     let reading = Reading { inlet, link: link.clone(), pulse: Arc::clone(&pulse), max_message: start.max_message };
     let mut known = record.edition();
     let answers = control.clone();

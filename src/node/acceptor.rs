@@ -18,7 +18,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::{Channel, ChannelError, ListenError, Node, codec};
 use crate::mesh::engine::LimitError;
-use crate::mesh::{BadName, Codec, Failure, Item, Member, NodeId, ServiceName};
+use crate::mesh::{BadName, Codec, Failure, Item, Member, NodeId, NotAllowed, ServiceName};
 use crate::net::KeepAlive;
 use crate::protocol::calls::Callee;
 use crate::protocol::channel::{Incoming, NoChannel, Speaker};
@@ -69,6 +69,14 @@ pub enum OpenError {
         node: String,
         /// For what.
         service: ServiceName,
+    },
+    /// A rule does not allow it: one of the node's peer about who may call, or one of this peer about who may serve.
+    #[error("no channel to {node}: refused by the rule '{rule}'")]
+    Refused {
+        /// Who was asked, or is left out.
+        node: NodeId,
+        /// The name of the rule.
+        rule: String,
     },
     /// The service is called, not spoken with.
     #[error("the service {0} answers calls: call it, instead of opening a channel")]
@@ -156,7 +164,7 @@ impl Node {
                 Err(error @ (OpenError::Busy(_) | OpenError::Disconnected(_) | OpenError::TooMany(_))) => {
                     why = Some(error);
                 }
-                Err(error @ OpenError::NotOffered { .. }) => {
+                Err(error @ (OpenError::NotOffered { .. } | OpenError::Refused { .. })) => {
                     why.get_or_insert(error); // its record says that it does: a moment ago, or in a moment
                 }
                 Err(error) => return Err(error),
@@ -179,6 +187,7 @@ impl Node {
             NoChannel::Lost => OpenError::Disconnected(member.id),
             NoChannel::Refused(Refusal::Busy) => OpenError::Busy(service.clone()),
             NoChannel::Refused(Refusal::Called) => OpenError::Called(service.clone()),
+            NoChannel::Refused(Refusal::NotAllowed(rule)) => OpenError::Refused { node: member.id, rule },
             NoChannel::Refused(_) => {
                 OpenError::NotOffered { node: format!("{} ({})", member.name, member.id), service: service.clone() }
             }
@@ -197,10 +206,13 @@ impl Node {
             Callee::Node(wanted) => id == *wanted,
             Callee::Group(wanted) => name == wanted,
         };
-        let mut members = self.0.host.protocols.channels.providers(&routes, service);
+        let (mut members, left_out) = self.0.host.protocols.channels.providers(self.id().peer, &routes, service);
         members.retain(|member| fits(member.id, &member.name));
         if !members.is_empty() {
             return Ok(members);
+        }
+        if let Some((member, NotAllowed { rule })) = left_out.filter(|(member, _)| fits(member.id, &member.name)) {
+            return Err(OpenError::Refused { node: member.id, rule });
         }
         let node = match callee {
             Callee::Any => return Err(OpenError::NoProvider(service.clone())),

@@ -4,16 +4,19 @@ use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 
+use tokio::sync::mpsc;
+
 use super::{Host, ListenError, ListenOptions, Node};
 use crate::config::{Config, ConfigError, Home, Layers};
 use crate::keys::{IdentityKey, KeyError, KeyRing, NetworkKey};
 use crate::mesh::{
-    BadName, BalanceRule, GroupBy, MeshName, NodeName, Permissions, Policy, Rules, ServiceName, TopicFilter,
+    AllowRule, BadName, BalanceRule, GroupBy, MeshName, NodeName, Permissions, Policy, Rules, ServiceName, TopicFilter,
 };
 use crate::net::{self, Carried, LinkLimits, Links, NetConfig, NetError};
 use crate::protocol::Protocols;
 use crate::protocol::calls::Calls;
 use crate::protocol::channel::Channels;
+use crate::protocol::guard::Guard;
 use crate::protocol::pubsub::{PubSub, SendTimes};
 
 /// Describes a node, and starts it in a process of its own in the mesh.
@@ -28,6 +31,7 @@ pub struct Builder {
     config: Option<Config>,
     changes: Vec<Change>,
     balance: Vec<Result<BalanceRule, BadName>>,
+    allow: Vec<AllowRule>,
 }
 
 #[derive(Clone, Debug)]
@@ -80,8 +84,8 @@ impl StartError {
 
 impl Builder {
     pub(super) fn new(name: String) -> Self {
-        let (changes, balance) = (Vec::new(), Vec::new());
-        Self { name, mesh: "default".into(), key: None, home: None, config: None, changes, balance }
+        let (changes, balance, allow) = (Vec::new(), Vec::new(), Vec::new());
+        Self { name, mesh: "default".into(), key: None, home: None, config: None, changes, balance, allow }
     }
 
     /// The mesh to join, `default` if not called. The same key with another name is another mesh.
@@ -165,6 +169,13 @@ impl Builder {
         self
     }
 
+    /// Who may do what at this process: one more rule, besides those of the settings.
+    #[must_use]
+    pub fn allow(mut self, rule: AllowRule) -> Self {
+        self.allow.push(rule);
+        self
+    }
+
     fn change(mut self, change: Change) -> Self {
         self.changes.push(change);
         self
@@ -214,10 +225,15 @@ impl Builder {
         let rules = Rules::new(balance.into_iter().chain(config.balance));
         let times = SendTimes { room: config.times.send_timeout, acknowledgement: config.times.ack_timeout };
         let (unsettled, call) = (limits.link_queue_bytes.get(), config.times.call_timeout);
-        let calls = Arc::new(Calls::new(host_name.clone(), links.clone(), rules.clone(), max_message, call));
-        let channels = Channels::new(host_name.clone(), links.clone(), rules.clone(), max_message, call);
-        let pubsub = Arc::new(PubSub::new(host_name.clone(), links.clone(), rules, max_message, unsettled, times));
-        let protocols = Arc::new(Protocols { pubsub, calls, services: Arc::default(), channels });
+        let (noticed, notices) = mpsc::channel(NOTICES);
+        let permissions = Permissions::new(self.allow.into_iter().chain(config.allow).collect());
+        let guard = Arc::new(Guard::new(permissions, links.clone(), noticed));
+        let (host, guards) = (|| host_name.clone(), || Arc::clone(&guard));
+        let calls = Arc::new(Calls::new(host(), links.clone(), rules.clone(), guards(), max_message, call));
+        let channels = Channels::new(host(), links.clone(), rules.clone(), guards(), max_message, call);
+        let pubsub = PubSub::new(host(), links.clone(), rules, guards(), max_message, unsettled, times);
+        let (pubsub, services) = (Arc::new(pubsub), Arc::default());
+        let protocols = Arc::new(Protocols { pubsub, calls, services, channels, guard });
         let net_config = NetConfig {
             mesh: mesh.clone(),
             ring,
@@ -234,6 +250,7 @@ impl Builder {
             max_message,
             resume: config.times.resume,
             carried: Arc::clone(&protocols) as Arc<dyn Carried>,
+            notices,
         };
         let (net, event_loop) = net::start(net_config, links).await?;
         let listen_options = ListenOptions {
@@ -248,7 +265,6 @@ impl Builder {
             mesh,
             identity: identity_name,
             listen_options,
-            permissions: Permissions::new(config.allow),
             event_loop,
             drained: AtomicBool::new(false),
         };
@@ -260,3 +276,6 @@ impl Builder {
 fn host_name() -> String {
     rustix::system::uname().nodename().to_string_lossy().into_owned()
 }
+
+/// Notices of refusals that wait for the event loop. Beyond, who watches misses some; the counts have all.
+const NOTICES: usize = 256;

@@ -40,7 +40,7 @@ use crate::keys::Ticket;
 use crate::mesh::engine::LimitError;
 use crate::mesh::{
     Action, BadName, Codec, Identity, KeyInfo, MeshName, NodeId, NodeInfo, NodeName, NotAllowed, PeerId, PeerInfo,
-    Permissions, SendReport, ServiceName, Status, Topic, TopicFilter, TopicInfo,
+    SendReport, ServiceName, Status, Topic, TopicFilter, TopicInfo,
 };
 use crate::net::{Closed, KeepAlive, NetHandle, RotationError};
 use crate::protocol::Protocols;
@@ -79,7 +79,6 @@ struct Host {
     mesh: MeshName,
     identity: Identity,
     listen_options: ListenOptions,
-    permissions: Permissions,
     event_loop: Mutex<Option<JoinHandle<()>>>,
     drained: AtomicBool,
 }
@@ -141,26 +140,33 @@ impl Node {
         self.0.host.identity
     }
 
-    /// The identity of a peer that is there: what permissions rest on.
+    /// The identity that a peer has proved, if it is linked or was a moment ago: what permissions rest on.
     #[must_use]
     pub fn identity_of(&self, peer: PeerId) -> Option<Identity> {
         if peer == self.0.id.peer {
             return Some(self.0.host.identity);
         }
-        let routes = Arc::clone(&self.0.host.net.routes().borrow());
-        routes.records().find(|record| record.peer == peer).map(|record| record.identity)
+        self.0.host.protocols.guard.identity(peer)
     }
 
-    /// Whether the settings of this process let a peer do something here. It may do to itself what it likes.
+    /// Whether the rules of this process (`[[allow]]`) let a peer do something here. It may do to itself what it likes. A refusal
+    /// is counted, and told to who watches: so ask when it is about to be done.
     ///
     /// # Errors
     /// Names the rule that would have to allow it.
     pub fn permits(&self, peer: PeerId, action: Action, resource: &str) -> Result<(), NotAllowed> {
-        let permissions = &self.0.host.permissions;
-        if peer == self.0.id.peer || (action != Action::Stop && !permissions.is_about(action)) {
-            return Ok(()); // as a rule, and asked for each file
+        if peer == self.0.id.peer {
+            return Ok(());
         }
-        permissions.check(self.identity_of(peer), action, resource)
+        self.0.host.protocols.guard.permits(peer, action, resource)
+    }
+
+    /// Whether a peer may do something here with what has several names: a rule about one of them is about it.
+    pub(crate) fn permits_by_any_name(&self, peer: PeerId, action: Action, names: &[&str]) -> Result<(), NotAllowed> {
+        if peer == self.0.id.peer {
+            return Ok(());
+        }
+        self.0.host.protocols.guard.permits_by_any_name(peer, action, names)
     }
 
     /// Hosts another node in the same process.
@@ -345,6 +351,7 @@ impl Node {
         status.counts.sent = sent;
         status.counts.received = received;
         status.counts.dropped += dropped;
+        status.counts.refused = self.0.host.protocols.guard.refused();
         Ok(status)
     }
 

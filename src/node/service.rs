@@ -148,7 +148,7 @@ impl Node {
             let service = ServiceName::new(name)?;
             let host = &self.0.host;
             let routes = host.net.routes().clone();
-            let caller = Arc::new(host.protocols.calls.caller(service.clone(), self.0.id.index, routes));
+            let caller = Arc::new(host.protocols.calls.caller(service.clone(), self.0.id, routes));
             callers.insert(service, Arc::clone(&caller));
             caller
         };

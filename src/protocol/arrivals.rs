@@ -9,16 +9,18 @@ use bytes::Bytes;
 use tokio::time::Instant;
 
 use super::delivery;
+use super::guard::{Visitor, tell};
 use super::pubsub::PubSub;
 use super::subscription::{Batch, Inbox, Inboxes, Put};
 use crate::mesh::delivery::{Claim, Claimed, Verdict};
-use crate::mesh::{Message, NodeId, NodeName, PeerId, Topic};
-use crate::net::{MAX_ALIASES, MAX_INTRODUCED};
+use crate::mesh::{Action, Message, NodeId, NodeName, PeerId, Topic};
+use crate::net::{Link, MAX_ALIASES, MAX_INTRODUCED};
 use crate::wire::frame::{self, BadFrame, Plain};
 
 /// What reads one peer's messages.
 pub(crate) struct Arrivals {
     pubsub: Arc<PubSub>,
+    visitor: Visitor,
     peer: PeerId,
     /// Topics by alias, from 1.
     topics: Vec<Arrived>,
@@ -40,14 +42,22 @@ struct Gathered {
 /// A topic that a peer sends on, and where its messages go here.
 struct Arrived {
     topic: Topic,
+    /// Set if the peer may not send on it.
+    refused: Option<Box<Refused>>,
     generation: u64,
     inboxes: Vec<(u32, Vec<Arc<Inbox>>)>,
 }
 
+/// That a peer may not send on a topic.
+struct Refused {
+    /// What it is to be told, until it was.
+    untold: Option<frame::Refused>,
+}
+
 impl Arrivals {
-    pub(crate) fn new(pubsub: Arc<PubSub>, peer: PeerId) -> Self {
+    pub(crate) fn new(pubsub: Arc<PubSub>, visitor: Visitor) -> Self {
         let (topics, names) = Default::default();
-        Self { pubsub, peer, topics, names, last_name: None, gathered: None, since: None }
+        Self { pubsub, peer: visitor.peer(), visitor, topics, names, last_name: None, gathered: None, since: None }
     }
 
     fn name(&mut self, index: u32) -> Result<NodeName, BadFrame> {
@@ -68,7 +78,7 @@ impl Arrivals {
         if alias as usize != self.topics.len() + 1 || self.topics.len() >= MAX_ALIASES {
             return Err(BadFrame::Alias);
         }
-        self.topics.push(Arrived::new(topic));
+        self.topics.push(Arrived::new(topic, &self.visitor));
         Ok(())
     }
 
@@ -91,6 +101,9 @@ impl Arrivals {
             self.flush();
             let from_name = self.name(from)?;
             let arrived = self.topics.get_mut((alias as usize).wrapping_sub(1)).ok_or(BadFrame::Unannounced)?;
+            if arrived.refused.is_some() {
+                return Ok(false);
+            }
             let [inbox] = arrived.inboxes(node, self.pubsub.inboxes()) else { return Ok(false) };
             let inbox = Arc::clone(inbox);
             let from = NodeId { peer: self.peer, index: from };
@@ -116,13 +129,13 @@ impl Arrivals {
         self.pubsub.dropped(dropped);
     }
 
-    /// A message for nodes of this peer.
-    pub(super) fn message(&mut self, mut message: frame::Message) -> Result<(), BadFrame> {
+    /// A message for nodes of this peer; `link` is the way back.
+    pub(super) fn message(&mut self, mut message: frame::Message, link: &Link) -> Result<(), BadFrame> {
         self.pubsub.received(1);
         let from_name = self.name(message.head.from)?;
         let mut inline;
         let arrived = if let Some(topic) = message.topic.take() {
-            inline = Arrived::new(topic);
+            inline = Arrived::new(topic, &self.visitor);
             &mut inline
         } else {
             let at = (message.head.alias as usize).wrapping_sub(1);
@@ -145,6 +158,15 @@ impl Arrivals {
             && !lane.accept(delivery, &mut self.since)
         {
             return Ok(()); // it came before, and what is said of it will be or was
+        }
+        if let Some(refused) = &mut arrived.refused {
+            refused.answer(&self.visitor, link);
+            for node in message.targets() {
+                if let (Some(lane), Some(delivery)) = (&lane, head.delivery) {
+                    lane.claim(delivery.id, node, None, false).settle(Verdict::Refused);
+                }
+            }
+            return Ok(());
         }
         let expires = head.left.map(|left| Instant::now() + Duration::from_millis(left.into()));
         for node in message.targets() {
@@ -171,9 +193,22 @@ impl Arrivals {
     }
 }
 
+impl Refused {
+    /// Counts a message that is not taken, and tells its sender so at the first.
+    fn answer(&mut self, visitor: &Visitor, link: &Link) {
+        let Some(refused) = self.untold.take() else { return visitor.refused_again() };
+        visitor.refused(refused.action, &refused.resource, &refused.rule);
+        tell(link, refused);
+    }
+}
+
 impl Arrived {
-    fn new(topic: Topic) -> Self {
-        Self { topic, generation: 0, inboxes: Vec::new() }
+    fn new(topic: Topic, visitor: &Visitor) -> Self {
+        let refused = visitor.refusal(Action::Send, topic.as_str()).map(|rule| {
+            let untold = frame::Refused { action: Action::Send, resource: topic.to_string(), rule };
+            Box::new(Refused { untold: Some(untold) })
+        });
+        Self { topic, refused, generation: 0, inboxes: Vec::new() }
     }
 
     fn inboxes(&mut self, node: u32, all: &Inboxes) -> &[Arc<Inbox>] {
@@ -203,10 +238,11 @@ mod tests {
     use bytes::BytesMut;
     use proptest::prelude::*;
 
+    use super::super::guard::Guard;
     use super::super::pubsub::SendTimes;
     use super::*;
-    use crate::mesh::{Codec, Rules, TopicFilter};
-    use crate::net::Links;
+    use crate::mesh::{AllowRule, Codec, Identity, Permissions, Rules, TopicFilter};
+    use crate::net::{LinkLimits, Links};
     use crate::protocol::subscription::{ListenOptions, Overflow};
     use crate::wire::frame::{Frame, MessageHead};
     use crate::wire::next_block;
@@ -220,12 +256,15 @@ mod tests {
     fn received(sent: &[Sent], options: ListenOptions, at_once: bool) -> (Vec<Vec<Message>>, (u64, u64, u64)) {
         let links = Links::default();
         let times = SendTimes { room: Duration::ZERO, acknowledgement: Duration::ZERO };
-        let pubsub = Arc::new(PubSub::new(String::new(), links, Rules::default(), 1 << 20, 1 << 20, times));
+        let pubsub =
+            Arc::new(PubSub::new(String::new(), links, Rules::default(), Arc::default(), 1 << 20, 1 << 20, times));
         let filters = [(0, "a"), (0, "b"), (1, "a"), (1, "*"), (2, "b")];
         let listen =
             |(node, filter): &(u32, &str)| pubsub.inboxes().insert(*node, TopicFilter::new(filter).unwrap(), options);
         let inboxes: Vec<Arc<Inbox>> = filters.iter().map(listen).collect();
-        let mut arrivals = Arrivals::new(Arc::clone(&pubsub), PeerId::from_bytes([1; 32]));
+        let visitor = Arc::<Guard>::default().visitor(PeerId::from_bytes([1; 32]), None);
+        let link = Link::new(1, LinkLimits { frames: 100, bytes: 1 << 20 }, 1 << 20);
+        let mut arrivals = Arrivals::new(Arc::clone(&pubsub), visitor);
         for (alias, name) in [(1, "a"), (2, "b")] {
             arrivals.topic(alias, Topic::new(name).unwrap()).unwrap();
         }
@@ -259,7 +298,7 @@ mod tests {
             }
             arrivals.flush();
             let Frame::Message(message) = Frame::parse(block.slice(body)).unwrap() else { panic!("only messages") };
-            arrivals.message(message).unwrap();
+            arrivals.message(message, &link).unwrap();
         }
         arrivals.flush();
         take(usize::MAX);
@@ -280,11 +319,61 @@ mod tests {
         }
     }
 
+    /// Of a peer that may send on `b` alone: messages on topics with numbers and without, some of which it wants to hear of.
+    #[test]
+    fn what_a_peer_may_not_send_reaches_nobody_and_it_hears_so_once_for_each_number() {
+        let rule = AllowRule { name: None, who: vec![], action: vec![Action::Send], pattern: "a".into() };
+        let guard = Guard::new(Permissions::new(vec![rule]), Links::default(), tokio::sync::mpsc::channel(9).0);
+        let guard = Arc::new(guard);
+        let peer = PeerId::from_bytes([1; 32]);
+        let times = SendTimes { room: Duration::ZERO, acknowledgement: Duration::ZERO };
+        let guards = Arc::clone(&guard);
+        let pubsub = PubSub::new(String::new(), Links::default(), Rules::default(), guards, 1 << 20, 1 << 20, times);
+        let pubsub = Arc::new(pubsub);
+        let inbox = pubsub.inboxes().insert(0, TopicFilter::new("**").unwrap(), ListenOptions::default());
+        let visitor = guard.visitor(peer, Some(Identity::from_bytes([1; 32])));
+        let mut arrivals = Arrivals::new(Arc::clone(&pubsub), visitor);
+        let link = Link::new(1, LinkLimits { frames: 100, bytes: 1 << 20 }, 1 << 20);
+        let acks = Link::new(2, LinkLimits { frames: 100, bytes: 1 << 20 }, 1 << 20);
+        pubsub.lanes().up(peer, &acks);
+        for (alias, topic) in [(1, "a"), (2, "b")] {
+            arrivals.topic(alias, Topic::new(topic).unwrap()).unwrap();
+        }
+        arrivals.node(0, NodeName::new("n").unwrap());
+        for (n, (alias, inline, acked)) in (1..).zip([
+            (1, None, false),
+            (1, None, true),
+            (2, None, false),
+            (frame::INLINE, Some("a"), false),
+            (frame::INLINE, Some("b"), true),
+        ]) {
+            let delivery = acked.then_some(frame::Delivery { id: n, settled: 1 });
+            let head = MessageHead { codec: Codec::Text, alias, from: 0, seq: n, delivery, left: None, retains: false };
+            let topic = inline.map(|topic| Topic::new(topic).unwrap());
+            let mut block = BytesMut::new();
+            frame::put_message(&mut block, head, [0].into_iter(), topic.as_ref(), 0);
+            let (block, mut rest) = (block.freeze(), 0..0);
+            rest.end = block.len();
+            let body = next_block(&block, &mut rest).unwrap();
+            if arrivals.gather(&block, body.clone()).unwrap() {
+                arrivals.flush();
+                continue;
+            }
+            let Frame::Message(message) = Frame::parse(block.slice(body)).unwrap() else { panic!("only messages") };
+            arrivals.message(message, &link).unwrap();
+        }
+        let got: Vec<u64> = std::iter::from_fn(|| inbox.try_next().flatten()).map(|message| message.seq).collect();
+        assert_eq!(got, [3, 5]);
+        assert_eq!((link.queued(), guard.refused()), (2, 3), "one word for the number, one for what has none");
+        assert_eq!(acks.queued(), 2, "both that it wants to hear of are settled");
+    }
+
     #[test]
     fn nodes_that_do_not_listen_take_no_memory_and_those_that_do_are_found_again() {
         let all = Inboxes::default();
         let inbox = all.insert(7, TopicFilter::new("t").unwrap(), ListenOptions::default());
-        let mut arrived = Arrived::new(Topic::new("t").unwrap());
+        let oneself = Arc::<Guard>::default().visitor(PeerId::from_bytes([1; 32]), None);
+        let mut arrived = Arrived::new(Topic::new("t").unwrap(), &oneself);
         for node in 0..100 {
             assert_eq!(arrived.inboxes(node, &all).len(), usize::from(node == 7));
         }

@@ -1,6 +1,8 @@
 //! What this peer's nodes ask of services: who gets a call, what waits for an answer, and what becomes of it when a link
 //! is lost.
 
+mod options;
+
 use std::collections::HashMap;
 use std::pin::pin;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -14,9 +16,11 @@ use smallvec::SmallVec;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
 use tokio::time::{Instant, sleep, timeout_at};
 
+pub use self::options::{CallError, CallOptions, CallReply, Callee};
+use super::guard::Guard;
 use crate::mesh::{
-    Codec, Failure, Group, NodeId, NodeName, PeerId, Policy, RemoteFailure, Routes, Rules, ServiceName, ServiceStats,
-    Turns,
+    Action, Codec, Failure, Group, Member, NodeId, NodeName, NotAllowed, PeerId, Policy, RemoteFailure, Routes, Rules,
+    ServiceName, ServiceStats, Turns,
 };
 use crate::net::{Link, Links, Order, Place, Refused, Room};
 use crate::wire::frame::{self, Answer, Call, Outcome, STATS, THE_PEER};
@@ -28,6 +32,7 @@ pub(crate) struct Calls {
     host: String,
     links: Links,
     rules: Rules,
+    guard: Arc<Guard>,
     max_message: usize,
     timeout: Duration,
     next: AtomicU64,
@@ -66,7 +71,7 @@ enum End {
 #[derive(Debug)]
 pub(crate) struct Caller {
     service: ServiceName,
-    from: u32,
+    from: NodeId,
     policy: Policy,
     routes: watch::Receiver<Arc<Routes>>,
     turns: Arc<Mutex<Turns>>,
@@ -79,6 +84,8 @@ struct Plan {
     /// All that offer the service, if there are any.
     group: Option<Group>,
     providers: Vec<Provider>,
+    /// One of those that this peer's own rules leave out, and the rule.
+    left_out: Option<(Member, NotAllowed)>,
     rng: SmallRng,
 }
 
@@ -92,124 +99,21 @@ struct Provider {
     load: Arc<AtomicUsize>,
 }
 
-/// How one call is made.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct CallOptions {
-    /// Who is to answer.
-    pub callee: Callee,
-    /// Time until the answer, from the moment of the call. `None`: as configured, 10 s by default.
-    pub timeout: Option<Duration>,
-    /// The call may run more than once: it goes to another provider also when the first was lost while it may have run.
-    pub idempotent: bool,
-    /// When all providers are busy, or as many calls are in flight as may be: try again until time is up, instead of an
-    /// error at once.
-    pub wait_when_busy: bool,
-    /// For the policy `hash`: calls of one key go to one node.
-    pub key: Option<Bytes>,
-}
-
-/// Who is to answer a call.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Callee {
-    /// Any node that offers the service.
-    #[default]
-    Any,
-    /// This node.
-    Node(NodeId),
-    /// Any node of this name that offers the service.
-    Group(NodeName),
-}
-
-/// The answer to a call.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct CallReply {
-    /// The node that answered.
-    pub node: NodeId,
-    /// Its name.
-    pub name: NodeName,
-    /// How the payload is encoded.
-    pub codec: Codec,
-    /// What it says.
-    pub payload: Bytes,
-}
-
-/// Why a call brought no reply: whether it ran, and whether it can be made again.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum CallError {
-    /// No node that can be reached offers the service. Nothing ran: try again when one does.
-    #[error("no node offers the service {0}")]
-    NoProvider(ServiceName),
-    /// There is no such node. Nothing ran.
-    #[error("there is no node {0}")]
-    NoSuchNode(String),
-    /// The node is there, but does not offer this service. Nothing ran.
-    #[error("{node} does not offer the service {service}")]
-    NotOffered {
-        /// Who was asked.
-        node: String,
-        /// For what.
-        service: ServiceName,
-    },
-    /// The service is used over a channel, not called. Nothing ran.
-    #[error("the service {0} is used over a channel: open one, or ask for a stream of replies")]
-    NotCalled(ServiceName),
-    /// All nodes that offer the service do as much as they may, or are about to leave. Nothing ran: try again later.
-    #[error("all nodes that offer the service {0} are busy")]
-    Busy(ServiceName),
-    /// No reply in that time. It may have run; a provider that still works on it was told to stop.
-    #[error("no reply within {0:?}")]
-    TimedOut(Duration),
-    /// The node was lost, or the link to it. The call may have run.
-    #[error("{0} was lost while it had the call")]
-    Disconnected(NodeId),
-    /// It ran, and failed.
-    #[error(transparent)]
-    Remote(#[from] RemoteFailure),
-    /// The request is larger than the mesh, or the provider, takes. Nothing ran.
-    #[error("a request of {len} bytes, over the limit{}", max.map(|max| format!(" of {max}")).unwrap_or_default())]
-    TooLarge {
-        /// Its size in bytes.
-        len: usize,
-        /// The limit in bytes, if it is this peer's.
-        max: Option<usize>,
-    },
-    /// The service's name is not one. Nothing ran.
-    #[error(transparent)]
-    Name(#[from] crate::mesh::BadName),
-    /// The request cannot be encoded. Nothing ran.
-    #[error("the request cannot be encoded: {0}")]
-    Encode(String),
-    /// It ran, but the reply is no such value.
-    #[error("the reply of {node} cannot be decoded: {why}")]
-    Decode {
-        /// Who answered.
-        node: NodeId,
-        /// What is wrong.
-        why: String,
-    },
-    /// The peer has shut down.
-    #[error("the peer has shut down")]
-    Closed,
-}
-
-impl CallError {
-    /// Whether the call surely did not run, so that making it again cannot make it run twice.
-    #[must_use]
-    pub fn did_not_run(&self) -> bool {
-        !matches!(self, Self::TimedOut(_) | Self::Disconnected(_) | Self::Remote(_) | Self::Decode { .. })
-    }
-}
-
 impl Calls {
-    pub(crate) fn new(host: String, links: Links, rules: Rules, max_message: usize, timeout: Duration) -> Self {
+    pub(crate) fn new(
+        host: String,
+        links: Links,
+        rules: Rules,
+        guard: Arc<Guard>,
+        max_message: usize,
+        timeout: Duration,
+    ) -> Self {
         let (peers, turns) = (Mutex::default(), Mutex::default());
-        Self { host, links, rules, max_message, timeout, next: AtomicU64::new(1), peers, turns }
+        Self { host, links, rules, guard, max_message, timeout, next: AtomicU64::new(1), peers, turns }
     }
 
     /// What a node calls a service with.
-    pub(crate) fn caller(&self, service: ServiceName, from: u32, routes: watch::Receiver<Arc<Routes>>) -> Caller {
+    pub(crate) fn caller(&self, service: ServiceName, from: NodeId, routes: watch::Receiver<Arc<Routes>>) -> Caller {
         let turns = {
             let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
             if turns.len() >= MAX_TURNS {
@@ -218,7 +122,7 @@ impl Calls {
             Arc::clone(turns.entry(service.clone()).or_default())
         };
         let rng = SmallRng::from_rng(&mut rand::rng());
-        let plan = Plan { generation: None, group: None, providers: Vec::new(), rng };
+        let plan = Plan { generation: None, group: None, providers: Vec::new(), left_out: None, rng };
         Caller { policy: self.rules.for_service(&service), service, from, routes, turns, plan: Mutex::new(plan) }
     }
 
@@ -260,7 +164,7 @@ impl Calls {
                 Err(_) if tried.busy && options.wait_when_busy => {
                     sleep(pause).await; // others finish meanwhile; the call's deadline ends it
                     pause = (pause * 2).min(LONGEST_PAUSE);
-                    tried = Tried { lost: tried.lost, ..Tried::default() };
+                    tried = tried.anew();
                     continue;
                 }
                 Err(none) => return Err(tried.why(&caller.service).unwrap_or(none)),
@@ -292,6 +196,13 @@ impl Calls {
                 }
                 Ok(End::Answered(Answer { outcome: Outcome::Busy, .. })) => tried.busy(provider.id),
                 Ok(End::Answered(Answer { outcome: Outcome::NotOffered, .. })) => tried.nodes.push(provider.id),
+                Ok(End::Answered(Answer { outcome: Outcome::Refused, payload, .. })) => {
+                    let (action, resource, rule) =
+                        (Action::Call, caller.service.to_string(), frame::rule_from(&payload));
+                    let refused = frame::Refused { action, resource, rule };
+                    self.guard.refused_there(provider.id.peer, &refused);
+                    tried.refused(provider.id, refused.rule);
+                }
                 Ok(End::Answered(Answer { outcome: Outcome::NotCalled, .. })) => {
                     return Err(CallError::NotCalled(caller.service.clone()));
                 }
@@ -313,7 +224,7 @@ impl Calls {
         let Some(link) = &provider.link else { return Err(Refused::Closed) };
         let call = self.next.fetch_add(1, Ordering::Relaxed);
         let service = caller.service.clone();
-        let (node, from) = (provider.id.index, caller.from);
+        let (node, from) = (provider.id.index, caller.from.index);
         let call = Call { call, node, from, codec, service, payload: payload.clone() };
         let end = match provider.pending.push(&call, link) {
             // Only who has to wait gets in line for room: the line is one for all, and has a lock.
@@ -336,7 +247,7 @@ impl Calls {
     fn choose(&self, caller: &Caller, options: &CallOptions, tried: &[NodeId]) -> Result<Provider, CallError> {
         let mut plan = caller.plan();
         self.refresh(caller, &mut plan)?;
-        let Plan { group, providers, rng, .. } = &mut *plan;
+        let Plan { group, providers, left_out, rng, .. } = &mut *plan;
         let fits = |provider: &Provider| match &options.callee {
             Callee::Any => true,
             Callee::Node(id) => provider.id == *id,
@@ -347,6 +258,16 @@ impl Calls {
         let mut turns = caller.turns.lock().unwrap_or_else(PoisonError::into_inner);
         let key = options.key.as_deref();
         let load = |at: usize| providers[at].load.load(Ordering::Relaxed);
+        let fits_left_out = |(member, _): &&(Member, NotAllowed)| match &options.callee {
+            Callee::Any => true,
+            Callee::Node(id) => member.id == *id,
+            Callee::Group(name) => member.name == *name,
+        };
+        if let Some((member, NotAllowed { rule })) = left_out.as_ref().filter(fits_left_out)
+            && !providers.iter().any(fits)
+        {
+            return Err(CallError::Refused { node: member.id, rule: rule.clone() });
+        }
         let Some(group) = group else { return Err(self.nobody(caller, options, false)) };
         if options.callee == Callee::Any {
             // Nearly always, the first choice can.
@@ -395,10 +316,14 @@ impl Calls {
         if plan.generation == Some(routes.generation()) {
             return Ok(());
         }
-        let group = routes.providers(&caller.service, &self.host);
+        let mut group = routes.providers(&caller.service, &self.host);
+        plan.left_out = group.as_mut().and_then(|group| {
+            self.guard.admit_providers(caller.from.peer, &routes, &caller.service, &mut group.members)
+        });
+        let group = group.filter(|group| !group.members.is_empty());
         plan.generation = Some(routes.generation());
         drop(routes);
-        let provider = |member: &crate::mesh::Member| {
+        let provider = |member: &Member| {
             let pending = self.pending(member.id.peer);
             let load = pending.load(member.id.index);
             Provider { id: member.id, name: member.name.clone(), link: self.links.get(member.id.peer), pending, load }
@@ -551,6 +476,9 @@ impl Drop for Flight {
 #[derive(Default)]
 struct Tried {
     nodes: SmallVec<[NodeId; 4]>,
+    /// Those that this peer may not call, and a rule of theirs.
+    refused: Vec<NodeId>,
+    rule: Option<(NodeId, String)>,
     busy: bool,
     /// Where it may have run.
     lost: Option<NodeId>,
@@ -560,6 +488,18 @@ impl Tried {
     fn busy(&mut self, node: NodeId) {
         self.busy = true;
         self.nodes.push(node);
+    }
+
+    /// Its rules do not let this peer call it: they do not change while it runs.
+    fn refused(&mut self, node: NodeId, rule: String) {
+        self.nodes.push(node);
+        self.refused.push(node);
+        self.rule = Some((node, rule));
+    }
+
+    /// Those that were busy, or not there, are asked again.
+    fn anew(self) -> Self {
+        Self { nodes: self.refused.iter().copied().collect(), busy: false, ..self }
     }
 
     /// It may have run there: only a call that may run twice is tried again.
@@ -575,7 +515,9 @@ impl Tried {
     /// What to say when nobody is left to try.
     fn why(&self, service: &ServiceName) -> Option<CallError> {
         let lost = self.lost.map(CallError::Disconnected);
-        lost.or_else(|| self.busy.then(|| CallError::Busy(service.clone())))
+        let busy = || self.busy.then(|| CallError::Busy(service.clone()));
+        let refused = || self.rule.clone().map(|(node, rule)| CallError::Refused { node, rule });
+        lost.or_else(busy).or_else(refused)
     }
 }
 

@@ -86,7 +86,7 @@ pub(crate) struct Slot {
 pub(crate) type Settled = Result<(), DropReason>;
 
 /// Why a lane takes no message.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) enum NotPosted {
     /// It never will.
     Never(DropReason),
@@ -166,6 +166,10 @@ impl Lane {
             match link.try_push(&content.outgoing(link.alias(&content.topic), Some(delivery), targets)) {
                 Ok(()) | Err(Refused::Closed) => {}
                 Err(Refused::TooLarge) => return Err(NotPosted::Never(DropReason::TooLarge)),
+                Err(Refused::NotAllowed) => {
+                    let rule = link.refusal(&content.topic).unwrap_or_default();
+                    return Err(NotPosted::Never(DropReason::Refused(rule)));
+                }
                 Err(Refused::Full) => return Err(NotPosted::Wait(DropReason::LinkFull)),
                 Err(Refused::Paused) => return Err(NotPosted::Wait(DropReason::SubscriptionFull)),
             }
@@ -270,7 +274,7 @@ impl Lane {
             let alias = link.alias(&pending.parcel.topic);
             match link.push_again(&pending.parcel.outgoing(alias, delivery, &targets)) {
                 // Nothing else waits on a new link, so what may be unsettled has room.
-                Ok(()) | Err(Refused::Full | Refused::Paused) => {}
+                Ok(()) | Err(Refused::Full | Refused::Paused | Refused::NotAllowed) => {}
                 // It was noted while there was no link to say so.
                 Err(Refused::TooLarge) => too_large.extend(targets.into_iter().map(|node| (pending.id, node))),
                 Err(Refused::Closed) => break, // it is down already: the rest goes out with the next
@@ -381,6 +385,7 @@ fn settled(verdict: Verdict) -> Settled {
         Verdict::Overflow => Err(DropReason::Overflow),
         Verdict::Expired => Err(DropReason::Expired),
         Verdict::NotListening => Err(DropReason::NotListening),
+        Verdict::Refused => Err(DropReason::Refused(String::new())), // which rule, was told before
     }
 }
 

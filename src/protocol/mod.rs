@@ -9,6 +9,7 @@
 //! | those of channels | [`channel`]: two nodes that speak with each other for as long as they like |
 //! | ping, pong | [`ping`]: the round trip of a link |
 //! | came | the link itself |
+//! | refused | [`guard`]: what rules do not let a peer do |
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -19,6 +20,7 @@ pub(crate) mod arrivals;
 pub(crate) mod calls;
 pub(crate) mod channel;
 pub(crate) mod delivery;
+pub(crate) mod guard;
 pub(crate) mod ping;
 pub(crate) mod pubsub;
 pub(crate) mod services;
@@ -27,9 +29,10 @@ pub(crate) mod subscription;
 use self::arrivals::Arrivals;
 use self::calls::{Calls, Pending};
 use self::channel::{Channels, Ends};
+use self::guard::Guard;
 use self::pubsub::PubSub;
 use self::services::{Callers, Services};
-use crate::mesh::PeerId;
+use crate::mesh::{Action, Identity, PeerId, Topic};
 use crate::net::{Carried, Link, Receive};
 use crate::wire::frame::{BadFrame, Frame};
 
@@ -40,6 +43,7 @@ pub(crate) struct Protocols {
     pub(crate) calls: Arc<Calls>,
     pub(crate) services: Arc<Services>,
     pub(crate) channels: Arc<Channels>,
+    pub(crate) guard: Arc<Guard>,
 }
 
 /// What reads one peer's frames: each kind goes to the protocol that it belongs to.
@@ -51,18 +55,21 @@ struct Dispatch {
     callers: Callers,
     services: Arc<Services>,
     ends: Ends,
+    guard: Arc<Guard>,
 }
 
 impl Carried for Protocols {
-    fn receiver(&self, peer: PeerId) -> Box<dyn Receive> {
+    fn receiver(&self, peer: PeerId, identity: Option<Identity>) -> Box<dyn Receive> {
+        let visitor = self.guard.visitor(peer, identity);
         Box::new(Dispatch {
             peer,
-            arrivals: Arrivals::new(Arc::clone(&self.pubsub), peer),
+            arrivals: Arrivals::new(Arc::clone(&self.pubsub), visitor.clone()),
             pubsub: Arc::clone(&self.pubsub),
             answers: self.calls.pending(peer),
-            callers: Callers::new(Arc::clone(&self.services), peer),
+            callers: Callers::new(Arc::clone(&self.services), visitor.clone()),
             services: Arc::clone(&self.services),
-            ends: Ends::new(Arc::clone(&self.channels), peer),
+            ends: Ends::new(Arc::clone(&self.channels), visitor),
+            guard: Arc::clone(&self.guard),
         })
     }
 
@@ -83,6 +90,7 @@ impl Carried for Protocols {
     }
 
     fn forgotten(&self, peer: PeerId) {
+        self.guard.forget(peer);
         self.calls.forget(peer);
         self.pubsub.lanes().forget(peer);
     }
@@ -92,7 +100,7 @@ impl Receive for Dispatch {
     fn receive(&mut self, frame: Frame, link: &Link) -> Result<(), BadFrame> {
         self.arrivals.flush(); // what came before is there before
         match frame {
-            Frame::Message(message) => self.arrivals.message(message)?,
+            Frame::Message(message) => self.arrivals.message(message, link)?,
             Frame::Topic { alias, topic } => self.arrivals.topic(alias, topic)?,
             Frame::Node { index, name } => self.arrivals.node(index, name),
             Frame::Ack { id, node, verdict } => self.pubsub.lanes().get(self.peer).hear(id, node, verdict),
@@ -102,6 +110,12 @@ impl Receive for Dispatch {
             Frame::Pong { nonce } => self.pubsub.pings().answered(nonce),
             Frame::Ping { nonce } => link.ping(nonce, true),
             Frame::Came { bytes } => link.parts_came(bytes),
+            Frame::Refused(refused) => {
+                self.guard.refused_there(self.peer, &refused);
+                if refused.action == Action::Send {
+                    link.set_refused(Topic::new(&refused.resource)?, refused.rule);
+                }
+            }
             Frame::Channel(frame) => self.ends.receive(frame, link, |node, name| self.services.is_called(node, name)),
         }
         Ok(())

@@ -25,11 +25,12 @@ pub use self::options::{SendError, SendOptions};
 use self::retain::Retained;
 use self::sending::Sending;
 use super::delivery::{Content, Lanes, NotPosted, Slot};
+use super::guard::Guard;
 use super::ping::Pings;
 use super::subscription::Inboxes;
 use crate::mesh::{
-    Codec, Group, GroupBy, Listening, NodeId, NodeName, PeerId, Policy, Route, Routes, Rules, SendReport, Target,
-    Topic, Turns,
+    Action, Codec, Group, GroupBy, Listening, NodeId, NodeName, PeerId, Policy, Route, Routes, Rules, SendReport,
+    Target, Topic, Turns,
 };
 use crate::net::{Link, Links};
 
@@ -41,6 +42,7 @@ pub(crate) struct PubSub {
     inboxes: Inboxes,
     pings: Pings,
     rules: Rules,
+    guard: Arc<Guard>,
     turns: Mutex<Kept<Arc<Mutex<Turns>>>>,
     lanes: Lanes,
     max_message: usize,
@@ -126,6 +128,7 @@ impl PubSub {
         host: String,
         links: Links,
         rules: Rules,
+        guard: Arc<Guard>,
         max_message: usize,
         max_unsettled: usize,
         times: SendTimes,
@@ -136,6 +139,7 @@ impl PubSub {
             inboxes: Inboxes::default(),
             pings: Pings::default(),
             rules,
+            guard,
             turns: Mutex::default(),
             lanes: Lanes::new(max_unsettled),
             max_message,
@@ -156,10 +160,6 @@ impl PubSub {
 
     pub(crate) fn lanes(&self) -> &Lanes {
         &self.lanes
-    }
-
-    pub(super) fn host(&self) -> &str {
-        &self.host
     }
 
     pub(crate) fn pings(&self) -> &Pings {
@@ -287,7 +287,7 @@ impl PubSub {
             // A send is waiting; the answer does not have to.
             Err(_) => {
                 let routes = Arc::clone(&outlet.origin.routes.borrow());
-                count(&routes.resolve(&outlet.origin.topic, &self.host, outlet.group_by))
+                count(&self.resolve(&outlet.origin, &routes, outlet.group_by))
             }
         }
     }
@@ -370,8 +370,9 @@ impl PubSub {
             let turns = turns.get_or_insert_with(|| outlet.turns(plan));
             let first = turns.pick(&outlet.policy, group, |at| ways[at].load(), options.key.as_deref(), rng);
             // If the link of the chosen one just went down, the next of the group takes the message.
-            let alive = (0..ways.len()).map(|step| (first + step) % ways.len()).find(|at| ways[*at].is_up());
-            let at = alive.unwrap_or(first);
+            // So it does if that one is known not to let this peer send.
+            let takes = |at: &usize| ways[*at].takes(outlet.topic());
+            let at = (0..ways.len()).map(|step| (first + step) % ways.len()).find(takes).unwrap_or(first);
             several.push((group.members[at].id, &ways[at]));
         }
         drop(turns);
@@ -382,6 +383,13 @@ impl PubSub {
             sending.give_all(several);
         }
         sending
+    }
+
+    /// Who listens to the topic, and may.
+    fn resolve(&self, origin: &Origin, routes: &Routes, group_by: GroupBy) -> Route {
+        let mut route = routes.resolve(&origin.topic, &self.host, group_by);
+        self.guard.admit_listeners(origin.from.peer, routes, &origin.topic, &mut route);
+        route
     }
 
     /// Looks the route up again if something has changed for the topic since, or it was last grouped otherwise. Most changes
@@ -401,13 +409,17 @@ impl PubSub {
             return;
         }
         let listening = routes.listening(&origin.topic);
+        let asks = self.guard.is_about(Action::Listen).then(|| Arc::clone(&routes));
         drop(routes);
         let resolved = plan.generation.is_some();
         plan.generation = generation;
         if resolved && plan.listening == listening && plan.group_by == group_by && plan.is_up() {
             return;
         }
-        let route = listening.route(&self.host, group_by);
+        let mut route = listening.route(&self.host, group_by);
+        if let Some(routes) = asks {
+            self.guard.admit_listeners(origin.from.peer, &routes, &origin.topic, &mut route);
+        }
         (plan.listening, plan.group_by) = (listening, group_by);
         let me = origin.from.peer;
         let mut ways: HashMap<PeerId, Way> = HashMap::new();
@@ -485,6 +497,11 @@ impl Way {
         }
     }
 
+    /// Whether a message on the topic can go that way: its link stands, and its peer did not say that it may not.
+    fn takes(&self, topic: &Topic) -> bool {
+        self.is_up() && !matches!(self, Self::Link { link, .. } if link.refusal(topic).is_some())
+    }
+
     /// Frames that wait on it.
     fn load(&self) -> usize {
         match self {
@@ -527,7 +544,7 @@ mod tests {
         let first = link(1);
         links.insert(kit::peer(2), first.clone(), None);
         let times = SendTimes { room: Duration::ZERO, acknowledgement: Duration::ZERO };
-        let pubsub = PubSub::new(String::new(), links, Rules::default(), 1000, 1000, times);
+        let pubsub = PubSub::new(String::new(), links, Rules::default(), Arc::default(), 1000, 1000, times);
         let record = |filters: &[&str]| kit::record_with(2, [kit::listener(0, "n", filters)]);
         let (before, more, less) = (record(&["t", "a"]), record(&["t", "a", "b", "*/t"]), record(&["a"]));
         let (more, less) = (Arc::new(more), Arc::new(less));

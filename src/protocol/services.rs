@@ -16,7 +16,8 @@ use tokio::runtime::Handle;
 use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 
-use crate::mesh::{Codec, Failure, NodeId, PeerId, ServiceName, ServiceStats};
+use super::guard::Visitor;
+use crate::mesh::{Action, Codec, Failure, NodeId, PeerId, ServiceName, ServiceStats};
 use crate::net::{Link, Order, Refused, Room};
 use crate::wire::frame::{self, Answer, Call, Outcome, STATS, THE_PEER};
 use crate::wire::message::encode;
@@ -125,7 +126,9 @@ enum Work {
 /// What reads the calls that one data stream brings. When the stream ends, so do they: nobody waits for them.
 pub(crate) struct Callers {
     services: Arc<Services>,
-    peer: PeerId,
+    visitor: Visitor,
+    /// Services that the peer called, and the rules by which it may not. Empty where no rule is about calls.
+    rules: HashMap<ServiceName, Option<String>>,
     works: Arc<Works>,
 }
 
@@ -424,7 +427,7 @@ async fn run(turn: Turn, incoming: Incoming) {
             drop(turn);
             let _ = link.push_when_room(order.clone(), |out| frame::put_answer(out, &answer), &answer.payload).await;
         }
-        Ok(_) | Err(Refused::Closed | Refused::Paused) => {}
+        Ok(_) | Err(Refused::Closed | Refused::Paused | Refused::NotAllowed) => {}
     }
     works.lock().calls.remove(&call);
 }
@@ -465,19 +468,34 @@ impl Drop for Unsent<'_> {
 
 /// Answers what did not run. Does not wait: who reads nothing hears nothing.
 fn answer_at_once(link: &Link, call: u64, outcome: Outcome) {
-    let answer = Answer { call, outcome, codec: Codec::Bytes, payload: Bytes::new() };
-    let put = |out: &mut BytesMut| frame::put_answer(out, &answer);
+    say_at_once(link, &Answer { call, outcome, codec: Codec::Bytes, payload: Bytes::new() });
+}
+
+/// Answers that a rule does not let the caller call.
+fn refuse(link: &Link, call: u64, rule: String) {
+    say_at_once(link, &Answer { call, outcome: Outcome::Refused, codec: Codec::Text, payload: rule.into() });
+}
+
+fn say_at_once(link: &Link, answer: &Answer) {
+    let call = answer.call;
+    let put = |out: &mut BytesMut| frame::put_answer(out, answer);
     let _ = link.push(Order::Answer(call), put, &answer.payload, Room::Always);
 }
 
 impl Callers {
-    pub(super) fn new(services: Arc<Services>, peer: PeerId) -> Self {
-        Self { services, peer, works: Arc::default() }
+    pub(super) fn new(services: Arc<Services>, visitor: Visitor) -> Self {
+        Self { services, visitor, rules: HashMap::new(), works: Arc::default() }
     }
 
-    pub(super) fn call(&self, call: Call, link: &Link) {
+    pub(super) fn call(&mut self, call: Call, link: &Link) {
         if call.node == THE_PEER {
             return self.call_peer(&call, link);
+        }
+        if self.visitor.asks(Action::Call)
+            && let Some(rule) = self.refusal(&call.service)
+        {
+            self.visitor.refused(Action::Call, call.service.as_str(), &rule);
+            return refuse(link, call.call, rule);
         }
         match self.services.offer(call.node, &call.service) {
             None => answer_at_once(link, call.call, Outcome::NotOffered),
@@ -487,7 +505,7 @@ impl Callers {
             }
             Some(Offer::Calls(server)) => server.take(Incoming {
                 call,
-                peer: self.peer,
+                peer: self.visitor.peer(),
                 link: link.clone(),
                 works: Arc::clone(&self.works),
                 arrived: now(),
@@ -495,7 +513,20 @@ impl Callers {
         }
     }
 
-    /// Answers what is asked of the peer itself.
+    /// The rule by which the peer may not call a service. Looked up once.
+    fn refusal(&mut self, service: &ServiceName) -> Option<String> {
+        if let Some(known) = self.rules.get(service) {
+            return known.clone();
+        }
+        let refusal = self.visitor.refusal(Action::Call, service.as_str());
+        if self.rules.len() >= MAX_RULES {
+            self.rules.clear(); // a peer may make up any number of names
+        }
+        self.rules.insert(service.clone(), refusal.clone());
+        refusal
+    }
+
+    /// Answers what is asked of the peer itself: open to all members, as its record is.
     fn call_peer(&self, call: &Call, link: &Link) {
         if call.service.as_str() != STATS {
             return answer_at_once(link, call.call, Outcome::NotOffered);
@@ -551,5 +582,7 @@ const QUICK_CALLS: u32 = 64;
 /// Bytes of answers that wait for room on one link, each counted with what it takes besides: beyond, its calls are turned away.
 const MAX_UNSENT: usize = 64 << 20;
 const UNSENT_EACH: usize = 1 << 10;
+/// Services of which it is remembered whether one peer may call them.
+const MAX_RULES: usize = 1 << 10;
 /// Calls that take longer count as an hour.
 const LONGEST_US: u64 = Duration::from_secs(3600).as_micros() as u64;

@@ -3,7 +3,7 @@
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
 use super::LENGTH;
-use super::frame::{BadFrame, codec_from, codec_to, cut, text};
+use super::frame::{BadFrame, codec_from, codec_to, cut, rule_from, text};
 use super::message::{decode, encode};
 use crate::mesh::channel::{Closing, Say, Standing, WINDOW};
 use crate::mesh::{Failure, Item, ServiceName};
@@ -76,7 +76,7 @@ pub(crate) struct Accepted {
 }
 
 /// Why not.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Refusal {
     /// The node does not offer that service.
     NotOffered,
@@ -88,6 +88,8 @@ pub(crate) enum Refusal {
     NotThere,
     /// The end was handed over itself, at the same time.
     HandedOver,
+    /// The opener may not use that service: the name of the rule.
+    NotAllowed(String),
 }
 
 impl ChannelFrame {
@@ -115,7 +117,7 @@ impl ChannelFrame {
                 let standing = Standing { received, next, held, ended: byte(&mut body)? != 0 };
                 return Ok(Self::Accepted(Accepted { to, end, node, window, token, standing }));
             }
-            REFUSED => return Ok(Self::Refused { to, why: Refusal::parse(byte(&mut body)?)? }),
+            REFUSED => return Ok(Self::Refused { to, why: Refusal::parse(byte(&mut body)?, &body)? }),
             ITEM => Say::Item { seq: long(&mut body)?, item: read_item(body)? },
             RETURN => Say::Return { seq: long(&mut body)?, item: read_item(body)? },
             CREDIT => Say::Credit { consumed: long(&mut body)? },
@@ -163,7 +165,7 @@ impl ChannelFrame {
             Self::Refused { to, why } => {
                 out.put_u8(REFUSED);
                 out.put_u64(*to);
-                out.put_u8(*why as u8);
+                why.put(out);
             }
             Self::Said { to, end, say } => put_say(out, *to, *end, say),
         }
@@ -219,15 +221,31 @@ impl Open {
 }
 
 impl Refusal {
-    fn parse(byte: u8) -> Result<Self, BadFrame> {
+    /// `rest` is what follows the number.
+    fn parse(byte: u8, rest: &[u8]) -> Result<Self, BadFrame> {
         Ok(match byte {
             0 => Self::NotOffered,
             1 => Self::Called,
             2 => Self::Busy,
             3 => Self::NotThere,
             4 => Self::HandedOver,
+            5 => Self::NotAllowed(rule_from(rest)),
             other => return Err(BadFrame::Outcome(other)),
         })
+    }
+
+    fn put(&self, out: &mut BytesMut) {
+        out.put_u8(match self {
+            Self::NotOffered => 0,
+            Self::Called => 1,
+            Self::Busy => 2,
+            Self::NotThere => 3,
+            Self::HandedOver => 4,
+            Self::NotAllowed(_) => 5,
+        });
+        if let Self::NotAllowed(rule) = self {
+            out.put_slice(rule.as_bytes());
+        }
     }
 }
 
@@ -358,7 +376,7 @@ mod tests {
             (node, from, window) in (any::<u32>(), any::<u32>(), 0..=MAX_WINDOW),
             (token, theirs) in any::<(Token, Token)>(),
             payload in prop::collection::vec(any::<u8>(), 0..200),
-            why in 0..5u8,
+            why in 0..6u8,
         ) {
             let item = Item { codec: Codec::Json, payload: payload.into() };
             let service = ServiceName::new("speak").unwrap();
@@ -366,7 +384,7 @@ mod tests {
             there_and_back(ChannelFrame::Adopt(Adopt { to, theirs, end, from, window, token }));
             let standing = Standing { received: a % MAX_PLACE, next: b % MAX_PLACE, held: window as usize, ended: why == 1 };
             there_and_back(ChannelFrame::Accepted(Accepted { to, end, node, window, token, standing }));
-            there_and_back(ChannelFrame::Refused { to, why: Refusal::parse(why).unwrap() });
+            there_and_back(ChannelFrame::Refused { to, why: Refusal::parse(why, b"ops only").unwrap() });
             let failure = Failure { causes: vec!["c".into()], ..Failure::new("kind", "text") };
             for say in [
                 Say::Item { seq: a, item: item.clone() },

@@ -7,7 +7,7 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 use super::LENGTH;
 use super::channel::ChannelFrame;
 use crate::mesh::delivery::Verdict;
-use crate::mesh::{BadName, Codec, MAX_NAME, NodeName, ServiceName, Topic};
+use crate::mesh::{Action, BadName, Codec, MAX_NAME, MAX_RULE, NodeName, ServiceName, Topic};
 
 /// One frame.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,6 +32,8 @@ pub(crate) enum Frame {
     Ack { id: u64, node: u32, verdict: Verdict },
     /// So many bytes of parts have come from the receiver of this, on its stream.
     Came { bytes: u64 },
+    /// The sender of this does not let the receiver do that.
+    Refused(Refused),
     /// Something of a channel.
     Channel(ChannelFrame),
 }
@@ -75,6 +77,18 @@ pub(crate) enum Outcome {
     NotOffered,
     /// It did not run: the service is not called, but spoken with over a channel.
     NotCalled,
+    /// It did not run: the caller may not call that service. The payload is the name of the rule: see [`rule_from`].
+    Refused,
+}
+
+/// What a peer does not let another do, by which rule.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Refused {
+    pub(crate) action: Action,
+    /// A topic to send on, a filter to listen with, a service to serve: at most [`MAX_NAME`] bytes.
+    pub(crate) resource: String,
+    /// At most [`MAX_RULE`] bytes.
+    pub(crate) rule: String,
 }
 
 /// A message on its way.
@@ -139,6 +153,8 @@ pub(crate) enum BadFrame {
     Codec(u8),
     #[error("an answer of the unknown kind {0}")]
     Outcome(u8),
+    #[error("a refusal of the unknown action {0}")]
+    Action(u8),
     #[error("a channel with a window of {0} bytes, over the limit")]
     Window(u32),
     #[error("a channel that goes on from item {0}")]
@@ -187,6 +203,7 @@ impl Frame {
                 Ok(Self::Ack { id, node, verdict: Verdict::new(verdict).ok_or(BadFrame::Verdict(verdict))? })
             }
             CAME => Ok(Self::Came { bytes: body.try_get_u64().map_err(|_| BadFrame::Short)? }),
+            REFUSED => Refused::parse(body).map(Self::Refused),
             kind if ChannelFrame::has_kind(kind) => ChannelFrame::parse(kind, body).map(Self::Channel),
             kind => Err(BadFrame::Kind(kind)),
         }
@@ -218,9 +235,20 @@ impl Answer {
             2 => Outcome::Busy,
             3 => Outcome::NotOffered,
             4 => Outcome::NotCalled,
+            5 => Outcome::Refused,
             other => return Err(BadFrame::Outcome(other)),
         };
         Ok(Self { call, outcome, codec: codec_from(body.get_u8())?, payload: body })
+    }
+}
+
+impl Refused {
+    fn parse(mut body: Bytes) -> Result<Self, BadFrame> {
+        let action = body.try_get_u8().map_err(|_| BadFrame::Short)?;
+        let action = Action::new(action).ok_or(BadFrame::Action(action))?;
+        let len = usize::from(body.try_get_u8().map_err(|_| BadFrame::Short)?);
+        let resource = text(&cut(&mut body, len)?)?.to_owned();
+        Ok(Self { action, resource, rule: rule_from(&body) })
     }
 }
 
@@ -372,6 +400,7 @@ pub(crate) fn put_answer(out: &mut BytesMut, answer: &Answer) {
         Outcome::Busy => 2,
         Outcome::NotOffered => 3,
         Outcome::NotCalled => 4,
+        Outcome::Refused => 5,
     });
     out.put_u8(codec_to(answer.codec));
 }
@@ -388,6 +417,21 @@ pub(crate) fn put_came(out: &mut BytesMut, bytes: u64) {
     out.put_u32(9);
     out.put_u8(CAME);
     out.put_u64(bytes);
+}
+
+/// Says what the receiver may not do.
+pub(crate) fn put_refused(out: &mut BytesMut, refused: &Refused) {
+    let Refused { action, resource, rule } = refused;
+    debug_assert!(resource.len() <= MAX_NAME && rule.len() <= MAX_RULE, "names are checked where they are made");
+    out.put_u32((3 + resource.len() + rule.len()) as u32);
+    out.put_slice(&[REFUSED, *action as u8, resource.len() as u8]);
+    out.put_slice(resource.as_bytes());
+    out.put_slice(rule.as_bytes());
+}
+
+/// The name of a rule, as far as it may be long.
+pub(crate) fn rule_from(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(&bytes[..bytes.len().min(MAX_RULE)]).into_owned()
 }
 
 /// The most that a message's frame is larger than its payload.
@@ -464,6 +508,7 @@ const CALL: u8 = 7;
 const ANSWER: u8 = 8;
 const CANCEL: u8 = 9;
 const CAME: u8 = 23;
+const REFUSED: u8 = 24;
 
 #[cfg(test)]
 mod tests {
@@ -489,13 +534,25 @@ mod tests {
         let mut out = BytesMut::new();
         put_ping(&mut out, 5, true);
         assert_eq!(read_one(out), Frame::Pong { nonce: 5 });
-        let verdicts =
-            [Verdict::Taken, Verdict::HandedBack, Verdict::Overflow, Verdict::Expired, Verdict::NotListening];
+        let verdicts = (0..6).map(|number| Verdict::new(number).unwrap());
         for verdict in verdicts {
             let mut out = BytesMut::new();
             put_ack(&mut out, 9, 2, verdict);
             assert_eq!(read_one(out), Frame::Ack { id: 9, node: 2, verdict });
         }
+    }
+
+    #[test]
+    fn refusals_read_back_as_written() {
+        for action in [Action::Send, Action::Listen, Action::Call, Action::Serve] {
+            let refused = Refused { action, resource: "a/b".into(), rule: "x".repeat(MAX_RULE) };
+            let mut out = BytesMut::new();
+            put_refused(&mut out, &refused);
+            assert_eq!(read_one(out), Frame::Refused(refused));
+        }
+        assert_eq!(Frame::parse(Bytes::from_static(&[REFUSED, 9, 0])), Err(BadFrame::Action(9)));
+        assert_eq!(Frame::parse(Bytes::from_static(&[REFUSED, 0, 5, b'a'])), Err(BadFrame::Short));
+        assert_eq!(rule_from(&[b'x'; 1000]).len(), MAX_RULE);
     }
 
     #[test]
@@ -554,7 +611,8 @@ mod tests {
             out.extend_from_slice(&payload);
             prop_assert!(out.len() <= overhead(0) + payload.len());
             prop_assert_eq!(read_one(out), Frame::Call(asked));
-            for outcome in [Outcome::Done, Outcome::Failed, Outcome::Busy, Outcome::NotOffered, Outcome::NotCalled] {
+            let did_not_run = [Outcome::Busy, Outcome::NotOffered, Outcome::NotCalled, Outcome::Refused];
+            for outcome in [Outcome::Done, Outcome::Failed].into_iter().chain(did_not_run) {
                 let answer = Answer { call, outcome, codec: Codec::Cbor, payload: payload.clone() };
                 let mut out = BytesMut::new();
                 put_answer(&mut out, &answer);

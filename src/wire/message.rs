@@ -269,7 +269,7 @@ fn millis(age: Duration) -> u64 {
 }
 
 /// Version of all that peers say to each other. A change that older peers cannot read gets another number.
-pub(crate) const PROTOCOL: u32 = 2;
+pub(crate) const PROTOCOL: u32 = 3;
 /// Largest message on the control stream: a record, or the digest of as many peers as a view may hold.
 pub(crate) const MAX_CONTROL: usize = MAX_SIGNED_RECORD + (64 << 10);
 /// Largest record that is gossiped whole. Gossip takes 64 KiB; several may share a packet.

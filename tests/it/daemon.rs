@@ -90,6 +90,7 @@ fn what_a_daemon_knows_is_printed_as_objects() {
         "nodes",
         "peer",
         "peers",
+        "refused",
         "uptime_s",
         "version",
     ];
@@ -384,7 +385,7 @@ pub(crate) struct Home {
 /// A running daemon, killed when dropped.
 pub(crate) struct Daemon {
     pub(crate) home: Home,
-    running: Running,
+    pub(crate) running: Running,
     ready: String,
 }
 
@@ -406,6 +407,13 @@ impl Home {
 
     pub(crate) fn path(&self) -> PathBuf {
         self.dir.path().join("home")
+    }
+
+    /// Settings of the mesh `default`.
+    pub(crate) fn config(&self, text: &str) {
+        let folder = self.path().join("default");
+        fs::create_dir_all(&folder).unwrap();
+        fs::write(folder.join("config.toml"), text).unwrap();
     }
 
     pub(crate) fn command(&self, args: &[&str]) -> Command {
@@ -516,6 +524,11 @@ impl Daemon {
 
     pub(crate) fn peer(&self) -> String {
         self.json(&["status"])["peer"].as_str().unwrap().to_owned()
+    }
+
+    /// Exit status, stdout and stderr of one that ends by itself.
+    pub(crate) fn ended(self) -> (ExitStatus, String, String) {
+        self.running.wait()
     }
 
     /// Ends it as service managers do.

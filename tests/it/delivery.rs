@@ -114,7 +114,7 @@ async fn a_program_that_acknowledges_itself_hands_back_what_it_drops() {
         until("it is queued", async || receiver.status().await.unwrap().counts.received % 4 == 0).await;
         drop(messages);
         let report = within("the report", receipt).await;
-        let why = report.dropped[0].1;
+        let why = &report.dropped[0].1;
         assert!(matches!(why, DropReason::HandedBack | DropReason::NotListening), "{report:?}");
         until("it listens no more", async || topic.listeners() == 0).await;
     }

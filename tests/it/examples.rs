@@ -11,6 +11,7 @@ use tempfile::TempDir;
 
 use crate::cluster::PATIENCE;
 use crate::daemon::Running;
+use crate::launch::Place;
 
 /// Examples that end by themselves, and what a reader has to find in what they print, in this order.
 const SHOWN: &[(&str, &[&str])] = &[
@@ -36,7 +37,45 @@ const SHOWN: &[(&str, &[&str])] = &[
 const CONFIG: &str = "listen = [\"127.0.0.1:0\"]\n[discovery]\nmdns = false\n";
 
 /// The others: two that run until they are stopped, and a measurement.
-const ENDLESS: [&str; 2] = ["listener", "sender"];
+const ENDLESS: [&str; 3] = ["listener", "sender", "steady"];
+
+/// Launch files, or folders with one; what somebody has to print in this order; and so many lines of whom.
+const LAUNCHED: [(&str, &[&str], &str, usize); 3] = [
+    ("mesh.toml", &["listener  | greetings/mars", "hello from greeter"], "listener  | greetings/mars", 2),
+    ("robot", &["pilot   | wheels: ahead\n", "pilot   | the wall is at ", "pilot   | wheels: stop\n"], "pilot   | ", 3),
+    ("task-farm", &["farmer   | worker ", "farmer   | all tasks are done\n"], "farmer   | worker ", 10),
+];
+
+#[test]
+fn launch_files_start_what_they_say_and_end_it() {
+    for (name, shown, label, count) in LAUNCHED {
+        let place = Place::empty();
+        place.home.config(CONFIG);
+        let mut file = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples").join(name);
+        if file.is_dir() {
+            file.push("mesh.toml");
+        }
+        let (status, output, errors) = Running::new(&mut place.command_of(&file, &[])).wait();
+        assert_eq!(status.code(), Some(0), "{name}:\n{output}\n{errors}");
+        println!("{name}:\n{output}\n{errors}");
+        let mut rest = output.as_str();
+        for line in shown {
+            let at = rest.find(line).unwrap_or_else(|| panic!("{name}: {line:?} is not there in its turn:\n{output}"));
+            rest = &rest[at + line.len()..];
+        }
+        assert_eq!(output.lines().filter(|line| line.starts_with(label)).count(), count, "{name}:\n{output}");
+        match name {
+            "task-farm" => {
+                let working = (1..=4).filter(|worker| output.contains(&format!("worker {worker}: "))).count();
+                assert!(working > 1, "they share the work: {output}");
+                assert!(output.contains(": 7 * 7 = 49\n"), "{output}");
+            }
+            "robot" => assert!(output.contains("display | sensors/distance"), "{output}"),
+            _ => {}
+        }
+        place.assert_no_processes();
+    }
+}
 
 /// Scripts, which the tests of the verbs run.
 const SCRIPTS: [&str; 2] = ["backup", "hot_sync"];
@@ -98,7 +137,9 @@ fn every_example_is_run_or_known_to_run_for_ever() {
         .unwrap()
         .map(|entry| entry.unwrap().path().file_stem().unwrap().to_str().unwrap().to_owned())
         .collect();
-    let mut known: Vec<&str> = SHOWN.iter().map(|(name, _)| *name).chain(ENDLESS).chain(SCRIPTS).collect();
+    let launched = LAUNCHED.map(|(name, ..)| name.trim_end_matches(".toml"));
+    let mut known: Vec<&str> =
+        SHOWN.iter().map(|(name, _)| *name).chain(ENDLESS).chain(SCRIPTS).chain(launched).collect();
     there.sort_unstable();
     known.sort_unstable();
     assert_eq!(there, known);

@@ -310,7 +310,8 @@ fn the_example_of_the_local_protocol_works() {
     let home = Home::new();
     let _daemon = home.run(&[]);
     let docs = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/LOCAL.md")).unwrap();
-    let example = docs.split_once("```python\n").unwrap().1.split_once("```").unwrap().0;
+    let example =
+        docs.split_once("\n## Example\n").unwrap().1.split_once("```python\n").unwrap().1.split_once("```").unwrap().0;
     let python = Command::new("python3").args(["-c", example]).env("MESHD_HOME", home.path()).output();
     let Ok(output) = python else {
         println!("skipped: there is no python3 here");

@@ -9,7 +9,8 @@ use clap::{Args as ArgGroup, ValueHint};
 use super::duration;
 
 #[derive(ArgGroup, Debug)]
-#[group(id = "where", required = true, multiple = false, args = ["on", "group", "all"])]
+#[group(skip)]
+#[command(group(clap::ArgGroup::new("where").required(true).args(["on", "group", "all"])))]
 pub(in crate::cli) struct ExecArgs {
     /// On this node: its name, or its id if several have that name
     #[arg(long, value_name = "NODE")]
@@ -50,5 +51,31 @@ pub(in crate::cli) struct StopArgs {
     pub(in crate::cli) target: Option<String>,
 }
 
-pub(super) const EXEC: &str = "";
-pub(super) const STOP: &str = "";
+pub(super) const EXEC: &str = "\
+What it prints, and its exit code, come here; stdin, Ctrl-C and other signals go there. When this command ends, \
+so does all that it started there. Whoever owns the other node has to allow it: [exec] in config.toml there.
+
+With --group and --all, each line begins with the name of its node, and the worst exit code is the one given. \
+What went wrong with meshd itself is said in a line that begins with `meshd:`: 1 the node was lost, 3 there is no \
+such node, 4 time was up, 5 refused or busy, 126 and 127 there is no such program.
+
+Examples:
+  meshd exec --on camera -- uname -a
+  tar c photos | meshd exec --on attic --chdir /backup -- tar x
+  meshd exec --all -- df -h /
+  meshd exec --group workers --script setup.sh
+  meshd exec --on gpu --script train.py --with python3 --env EPOCHS=3 --timeout 1h
+  printf '1\\n2\\n' | meshd exec --on far --messages --json --script double.py";
+pub(super) const STOP: &str = "\
+Examples:
+  meshd stop                     stop the daemon here, in order: as SIGTERM does
+  meshd stop camera-1            ask the daemon whose own node has that name
+  meshd stop 12D3KooW...         the same by the id of its peer
+
+A daemon elsewhere stops only for whom its config.toml names:
+  [[allow]]
+  action = [\"stop\"]
+  who = [\"id1-...\"]             as `meshd identity` prints there; never names
+  pattern = \"**\"
+
+Here, it is waited until the daemon has ended, 10 s at most. Elsewhere, until it says that it stops.";

@@ -88,7 +88,7 @@ impl Show {
             FileEvent::Planned { target, node, bytes, resumed, .. } => {
                 self.plan(target as usize, node.to_string(), bytes);
                 if let Some(bars) = &mut self.bars {
-                    bars.plan(target as usize, out.talk.harmless(node.as_str()).into_owned(), bytes);
+                    bars.plan(target as usize, out.talk.safe(node.as_str()).into_owned(), bytes);
                     bars.advance(target as usize, resumed);
                 }
             }
@@ -99,7 +99,7 @@ impl Show {
             }
             FileEvent::Begun { target, path, .. } => {
                 if let Some(bars) = &self.bars {
-                    bars.tell(target as usize, out.talk.harmless(&named(&path)).into_owned());
+                    bars.tell(target as usize, out.talk.safe(&named(&path)).into_owned());
                 }
             }
             FileEvent::Done { target, path, what, .. } => self.done(target, &path, what, out)?,

@@ -35,6 +35,8 @@ pub(super) struct Queue {
     pub(super) introduced: HashMap<u32, u64>,
     pub(super) last_from: Option<u32>,
     pub(super) paused: HashSet<(u32, Topic)>,
+    /// Topics on which the receiver lets this peer not send, and the rules that say so.
+    pub(super) refused: HashMap<Topic, String>,
     pub(super) closed: bool,
 }
 
@@ -67,6 +69,7 @@ impl Queue {
             introduced: HashMap::new(),
             last_from: None,
             paused: HashSet::new(),
+            refused: HashMap::new(),
             closed: false,
         }
     }

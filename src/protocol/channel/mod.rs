@@ -13,14 +13,20 @@ use rand::rngs::SmallRng;
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::sleep;
 
+mod ends;
 mod talk;
 
+pub(super) use self::ends::Ends;
 use self::talk::{Answer, Far, Phase};
 pub(crate) use self::talk::{NotSent, Speaker, Talk, Waiter};
-use crate::mesh::channel::{Lost, Say, Standing, WINDOW};
-use crate::mesh::{Failure, Group, GroupKey, Item, Member, NodeId, PeerId, Routes, Rules, ServiceName, Turns};
+use super::guard::Guard;
+use crate::mesh::channel::{Lost, Say, WINDOW};
+use crate::mesh::{
+    Action, Failure, Group, GroupKey, Item, Member, NodeId, NotAllowed, PeerId, Routes, Rules, ServiceName, Turns,
+};
 use crate::net::{Link, Links, Order, Refused, Room};
 use crate::wire::channel::{Accepted, Adopt, ChannelFrame, Open, Refusal, Token};
+use crate::wire::frame;
 
 /// The channels of this peer's nodes.
 #[derive(Debug)]
@@ -29,6 +35,7 @@ pub(crate) struct Channels {
     host: String,
     links: Links,
     rules: Rules,
+    guard: Arc<Guard>,
     max_message: usize,
     timeout: Duration,
     next: AtomicU64,
@@ -67,7 +74,7 @@ pub(crate) struct Incoming {
 }
 
 /// Why there is no channel.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum NoChannel {
     /// As many as may be.
     TooMany,
@@ -78,19 +85,21 @@ pub(crate) enum NoChannel {
     Refused(Refusal),
 }
 
-/// What reads the frames of one peer's data stream.
-pub(super) struct Ends {
-    channels: Arc<Channels>,
-    peer: PeerId,
-}
-
 impl Channels {
-    pub(crate) fn new(host: String, links: Links, rules: Rules, max_message: usize, timeout: Duration) -> Arc<Self> {
+    pub(crate) fn new(
+        host: String,
+        links: Links,
+        rules: Rules,
+        guard: Arc<Guard>,
+        max_message: usize,
+        timeout: Duration,
+    ) -> Arc<Self> {
         Arc::new_cyclic(|me| Self {
             me: Weak::clone(me),
             host,
             links,
             rules,
+            guard,
             max_message,
             timeout,
             next: AtomicU64::new(1),
@@ -157,9 +166,16 @@ impl Channels {
 
     // Opening.
 
-    /// The nodes that offer a service now.
-    pub(crate) fn providers(&self, routes: &Routes, service: &ServiceName) -> Vec<Member> {
-        routes.providers(service, &self.host).map_or_else(Vec::new, |group| group.members)
+    /// The nodes that offer a service now and may; and one of those that may not, with the rule that says so.
+    pub(crate) fn providers(
+        &self,
+        me: PeerId,
+        routes: &Routes,
+        service: &ServiceName,
+    ) -> (Vec<Member>, Option<(Member, NotAllowed)>) {
+        let mut members = routes.providers(service, &self.host).map_or_else(Vec::new, |group| group.members);
+        let left_out = self.guard.admit_providers(me, routes, service, &mut members);
+        (members, left_out)
     }
 
     /// The position among the members of who is asked first. There are members.
@@ -212,6 +228,7 @@ impl Channels {
         let id = self.next.fetch_add(1, Ordering::Relaxed);
         let token = rand::random();
         let frame = frame(id, token);
+        let service = if let ChannelFrame::Open(open) = &frame { open.service.to_string() } else { String::new() };
         let phase = Phase::Asking { peer: far.peer, frame: frame.clone(), asked: false, answer: Some(answer) };
         let speaker = Speaker(Arc::new(Talk::new(&self.me, id, from, far, token, phase)));
         self.insert(Arc::clone(&speaker), far.peer, true);
@@ -222,7 +239,13 @@ impl Channels {
         }
         match answered.await {
             Ok(Answer::Accepted) => Ok(speaker),
-            Ok(Answer::Refused(why)) => Err(NoChannel::Refused(why)),
+            Ok(Answer::Refused(why)) => {
+                if let Refusal::NotAllowed(rule) = &why {
+                    let refused = frame::Refused { action: Action::Call, resource: service, rule: rule.clone() };
+                    self.guard.refused_there(far.peer, &refused);
+                }
+                Err(NoChannel::Refused(why))
+            }
             Ok(Answer::Lost) | Err(_) => Err(NoChannel::Lost),
         }
     }
@@ -304,83 +327,6 @@ impl Channels {
         for talk in self.all() {
             talk.gone(peer);
         }
-    }
-}
-
-impl Ends {
-    pub(super) fn new(channels: Arc<Channels>, peer: PeerId) -> Self {
-        Self { channels, peer }
-    }
-
-    /// A frame came; `is_called` says whether a node offers a service for calls.
-    pub(super) fn receive(&self, frame: ChannelFrame, link: &Link, is_called: impl FnOnce(u32, &ServiceName) -> bool) {
-        match frame {
-            ChannelFrame::Said { to, end, say } => self.said(to, end, say, link),
-            ChannelFrame::Open(open) => {
-                let end = open.end;
-                if let Err(why) = self.open(open, link, is_called) {
-                    answer(link, &ChannelFrame::Refused { to: end, why });
-                }
-            }
-            ChannelFrame::Adopt(adopt) => match self.channels.find(adopt.to) {
-                Some(talk) => talk.adopt(adopt, self.peer, link),
-                None => answer(link, &ChannelFrame::Refused { to: adopt.end, why: Refusal::NotThere }),
-            },
-            ChannelFrame::Accepted(accepted) => {
-                let known = self.channels.find(accepted.to);
-                if !known.is_some_and(|talk| talk.accepted(&accepted, self.peer, link)) {
-                    answer(link, &gone(accepted.end, accepted.to));
-                }
-            }
-            ChannelFrame::Refused { to, why } => {
-                if let Some(talk) = self.channels.find(to) {
-                    talk.answered(self.peer, Answer::Refused(why));
-                }
-            }
-        }
-    }
-
-    fn said(&self, to: u64, end: u64, say: Say, link: &Link) {
-        let wants_answer = !matches!(say, Say::Credit { .. } | Say::Done | Say::Gone);
-        let known = self.channels.find(to).is_some_and(|talk| talk.hear(self.peer, end, say, link));
-        if !known && wants_answer {
-            answer(link, &gone(end, to));
-        }
-    }
-
-    /// A node wants to speak with one of this peer's.
-    fn open(&self, open: Open, link: &Link, is_called: impl FnOnce(u32, &ServiceName) -> bool) -> Result<(), Refusal> {
-        let Open { end, node, from, window, token: theirs, service, request } = open;
-        let line = {
-            let offers = self.channels.offers.read().unwrap_or_else(PoisonError::into_inner);
-            offers.get(&(node, service.clone())).filter(|line| !line.is_closed()).cloned()
-        };
-        let Some(line) = line else {
-            return Err(if is_called(node, &service) { Refusal::Called } else { Refusal::NotOffered });
-        };
-        if self.channels.draining.load(Ordering::Relaxed) {
-            return Err(Refusal::Busy);
-        }
-        let permit = line.try_reserve().map_err(|_| Refusal::Busy)?;
-        self.channels.seat(self.peer, false).ok_or(Refusal::Busy)?;
-        let id = self.channels.next.fetch_add(1, Ordering::Relaxed);
-        let (far_node, token) = (NodeId { peer: self.peer, index: from }, rand::random());
-        let talk = Arc::new(Talk::new(&self.channels.me, id, node, far_node, token, Phase::Open));
-        // Said before the end can be: the opener hears first that there is one.
-        let standing = Standing::default();
-        let accepted = Accepted { to: end, end: id, node, window: WINDOW as u32, token, standing };
-        answer(link, &ChannelFrame::Accepted(accepted));
-        {
-            let mut state = talk.state();
-            state.open(Far { peer: self.peer, end, token: theirs }, link);
-            state.end.open(window as usize);
-        }
-        self.channels.insert(Arc::clone(&talk), self.peer, false);
-        if link.is_closed() {
-            talk.lose(Lost::Disconnected); // perhaps nobody tells it any more; the opener knows
-        }
-        permit.send(Incoming { speaker: Speaker(talk), request });
-        Ok(())
     }
 }
 
@@ -589,7 +535,7 @@ const MAX_TURNS: usize = 1 << 14;
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::mesh::channel::TheirEnd;
+    use crate::mesh::channel::{Standing, TheirEnd};
     use crate::net::LinkLimits;
 
     #[tokio::test]
@@ -597,7 +543,8 @@ mod tests {
         let peer = |n| PeerId::from_bytes([n; 32]);
         let link = || Link::new(1, LinkLimits { frames: 100, bytes: 1 << 20 }, 1 << 20);
         for comes_back in [false, true] {
-            let channels = Channels::new("host".into(), Links::default(), Rules::default(), 1 << 20, ADOPTION);
+            let channels =
+                Channels::new("host".into(), Links::default(), Rules::default(), Arc::default(), 1 << 20, ADOPTION);
             let far_node = NodeId { peer: peer(1), index: 0 };
             let talk = Arc::new(Talk::new(&channels.me, 1, 0, far_node, Token::default(), Phase::Open));
             talk.state().open(Far { peer: peer(1), end: 5, token: Token::default() }, &link());

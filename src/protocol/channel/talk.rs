@@ -122,7 +122,7 @@ impl Drop for Speaker {
 }
 
 /// What came of asking for a channel.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Answer {
     Accepted,
     Refused(Refusal),
@@ -342,7 +342,7 @@ impl State {
             let ChannelFrame::Said { say, .. } = frame else { return true };
             match pushed {
                 Ok(_) => self.end.was_said(&say),
-                Err(Refused::Full | Refused::Paused) => return false,
+                Err(Refused::Full | Refused::Paused | Refused::NotAllowed) => return false,
                 Err(Refused::Closed) => {
                     self.cut();
                     return true;

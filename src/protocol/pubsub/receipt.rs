@@ -15,7 +15,7 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 use super::super::delivery::{Content, Slot};
 use super::sending::Sending;
 use super::{Outlet, PubSub, SendError, SendOptions, deadline};
-use crate::mesh::{Codec, DropReason, Group, GroupKey, NodeId, SendReport, Target};
+use crate::mesh::{Codec, DropReason, Group, GroupKey, Member, NodeId, SendReport, Target};
 
 /// What will have become of a message that was sent: a future of its [`SendReport`], which is there when every receiver has
 /// taken the message or never will, or when time is up. So many sends can be under way at once.
@@ -161,6 +161,10 @@ impl Following {
                     fate.sent = true;
                     match timeout_at(self.deadline, &mut slot.verdict).await {
                         Ok(Ok(Ok(()))) => return fate,
+                        Ok(Ok(Err(DropReason::Refused(_)))) => {
+                            let rule = self.refusal(slot.node).unwrap_or_default();
+                            (slot.node, DropReason::Refused(rule))
+                        }
                         Ok(Ok(Err(why))) => (slot.node, why),
                         Ok(Err(_)) => (slot.node, DropReason::Gone),
                         Err(_) => {
@@ -187,6 +191,11 @@ impl Following {
         }
     }
 
+    /// By which rule the peer of a node takes no messages on the topic, as far as it said so.
+    fn refusal(&self, node: NodeId) -> Option<String> {
+        self.pubsub.links().get(node.peer)?.refusal(self.outlet.topic())
+    }
+
     /// Gives the message to another node of the group; to the same if there is no other, after a pause. Waits for one to
     /// appear. `None`: time is up.
     async fn elsewhere(&self, target: &Target, group: Option<&GroupKey>, failed: NodeId, tries: u32) -> Option<Slot> {
@@ -199,22 +208,22 @@ impl Following {
             if !pause.is_zero() {
                 sleep_until(deadline.min(Instant::now() + pause)).await;
             }
-            let route = routes.borrow_and_update().resolve(
-                self.outlet.topic(),
-                self.pubsub.host(),
-                self.outlet.grouping(target),
-            );
+            let now = Arc::clone(&routes.borrow_and_update());
+            let route = self.pubsub.resolve(&self.outlet.origin, &now, self.outlet.grouping(target));
             let (mut others, mut same) = (None, false);
             for candidates in route.groups {
                 same |= candidates.members.iter().any(|member| member.id == failed);
                 let goes_round = matches!(target, Target::EachGroup | Target::Group(_));
                 if goes_round && group == Some(&candidates.key) {
-                    let members = candidates.members.into_iter().filter(|member| member.id != failed).collect();
+                    let takes = |member: &Member| member.id != failed && self.refusal(member.id).is_none();
+                    let members = candidates.members.into_iter().filter(takes).collect();
                     others = Some(Group { members, ..candidates }).filter(|others: &Group| !others.members.is_empty());
                 }
             }
             let node = match others {
                 Some(others) => self.outlet.pick_again(&others, self.key.as_deref(), &mut rng),
+                // Nothing is to be hoped for there, nor is anybody else there now.
+                None if same && self.refusal(failed).is_some() => return None,
                 None if same && !pause.is_zero() => failed,
                 None if same => {
                     pause = PAUSE;

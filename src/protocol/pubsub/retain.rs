@@ -119,7 +119,7 @@ impl PubSub {
                 Way::Link { link, alias } => {
                     match link.try_push(&last.outgoing(*alias, None, &[member.id.index])) {
                         // To a link that is down: it comes with the next.
-                        Ok(()) | Err(Refused::Closed | Refused::TooLarge) => {}
+                        Ok(()) | Err(Refused::Closed | Refused::TooLarge | Refused::NotAllowed) => {}
                         Err(Refused::Full | Refused::Paused) => {
                             retained.still_lacks(member.id);
                             if !full.iter().any(|known| known.is(link)) {
@@ -206,7 +206,8 @@ mod tests {
             links.insert(kit::peer(2), link.clone(), None);
             let second = Duration::from_secs(1);
             let times = SendTimes { room: second, acknowledgement: second };
-            let pubsub = Arc::new(PubSub::new("host-1".into(), links, Rules::default(), 1000, 1000, times));
+            let pubsub =
+                Arc::new(PubSub::new("host-1".into(), links, Rules::default(), Arc::default(), 1000, 1000, times));
             let (routes, seen) = watch::channel(Arc::new(Routes::default()));
             let from = NodeId { peer: kit::peer(1), index: 0 };
             let outlet = pubsub.outlet(kit::topic("t"), from, kit::node_name("n"), seen);

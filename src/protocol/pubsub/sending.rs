@@ -104,6 +104,7 @@ impl Sending<'_> {
                     targets.iter().for_each(|target| self.give(way, peer, &[*target]));
                 }
                 Err(Refused::TooLarge) => self.drop_for(peer, targets, DropReason::TooLarge),
+                Err(Refused::NotAllowed) => self.drop_for(peer, targets, self.refused_by(link)),
                 // A send has waited in vain already: a stuck receiver costs the others that once.
                 Err(Refused::Full) if link.is_stalled() => self.drop_for(peer, targets, DropReason::LinkFull),
                 Err(refused) => {
@@ -200,7 +201,7 @@ impl Sending<'_> {
             if given {
                 self.report.sent += targets.len();
             } else {
-                if let (Via::Link(link, _), DropReason::LinkFull) = (&via, why) {
+                if let (Via::Link(link, _), DropReason::LinkFull) = (&via, &why) {
                     link.set_stalled();
                 }
                 let over = self.until.is_some_and(|until| until <= Instant::now());
@@ -220,6 +221,7 @@ impl Sending<'_> {
                     Ok(()) => return Again::Given,
                     Err(Refused::Closed) => return Again::Not(DropReason::LinkDown),
                     Err(Refused::TooLarge) => return Again::Not(DropReason::TooLarge),
+                    Err(Refused::NotAllowed) => return Again::Not(self.refused_by(link)),
                     Err(Refused::Full) => DropReason::LinkFull,
                     Err(Refused::Paused) => DropReason::SubscriptionFull,
                 };
@@ -291,8 +293,13 @@ impl Sending<'_> {
         }
     }
 
+    /// By which rule the peer at the other end takes no message on the topic.
+    fn refused_by(&self, link: &Link) -> DropReason {
+        DropReason::Refused(link.refusal(&self.outlet.origin.topic).unwrap_or_default())
+    }
+
     fn drop_for(&mut self, peer: PeerId, targets: &[u32], why: DropReason) {
-        self.report.dropped.extend(targets.iter().map(|index| (NodeId { peer, index: *index }, why)));
+        self.report.dropped.extend(targets.iter().map(|index| (NodeId { peer, index: *index }, why.clone())));
     }
 }
 

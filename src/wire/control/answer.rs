@@ -98,6 +98,12 @@ pub(crate) enum Reply {
     Handle(Secret),
     Providers(usize),
     Services(Vec<ServiceInfo>),
+    /// That daemon stops: its own node, and what that is called if it is known.
+    Stopping {
+        node: NodeId,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        name: Option<NodeName>,
+    },
     Shares(Vec<ShareInfo>),
     /// Key, value and source of each setting.
     Config(Vec<(String, String, String)>),

@@ -64,7 +64,12 @@ pub(crate) enum Request {
     /// [`Reply::Listening`], then [`Answer::Message`] for each message. Wants an attached node.
     Listen(Listen),
     /// Ends a subscription. [`Reply::Done`].
-    Unlisten { subscription: u64 },
+    Unlisten {
+        subscription: u64,
+        /// Whether that is answered only when the client has all that had arrived.
+        #[serde(default)]
+        drain: bool,
+    },
     /// Messages are handled, of a subscription that leaves that to the client. Has no answer.
     Acknowledge {
         subscription: u64,
@@ -82,6 +87,12 @@ pub(crate) enum Request {
     },
     /// [`Reply::Config`].
     Config,
+    /// Stops this daemon, or asks another to stop: the one that is meant by its peer's id, or the id or name of its own node.
+    /// [`Reply::Stopping`].
+    Stop {
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        target: Option<String>,
+    },
     /// Offers a service. [`Reply::Serving`], then [`Answer::Called`] for each call. Wants an attached node.
     Serve(Serve),
     /// Ends a service. [`Reply::Done`].
@@ -120,6 +131,8 @@ pub(crate) enum Request {
     },
     /// [`Reply::Services`].
     Services,
+    /// Who offers a service, one of meshd's own too. [`Reply::Nodes`].
+    WhoOffers { service: String },
     /// Opens a channel, from the attached node or else from the daemon's own. [`Reply::Opened`], then [`Answer::Item`] for each
     /// item and [`Answer::Closed`] at the end.
     Open(Open),

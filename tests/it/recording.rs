@@ -1,0 +1,296 @@
+//! `record`, `play` and `info`, through real daemons.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use crate::cluster::now;
+use crate::daemon::{Home, Running, keys, two_daemons, wait_until};
+
+#[test]
+fn two_messages_are_recorded_told_of_and_played_with_the_time_between_them() {
+    // E-CLI.
+    let (near, far) = two_daemons();
+    let folder = TempDir::new().unwrap();
+    let recorder = spawn_in(&far.home, &folder, &["record", "bag/*", "--count", "2", "--json"]);
+    near.home.ok(&["send", "bag/a", "hello", "--repeat", "2", "--interval", "1s"]);
+    let (code, recorded, errors) = ended(recorder);
+    assert_eq!(code, 0, "{errors}");
+    let recorded: Value = serde_json::from_str(&recorded).unwrap();
+    assert_eq!(keys(&recorded), ["bytes", "duration_s", "file", "lost", "messages", "topics"]);
+    assert_eq!((&recorded["messages"], &recorded["topics"], &recorded["lost"]), (&2.into(), &1.into(), &0.into()));
+    let file = recorded["file"].as_str().unwrap();
+    assert!(file.starts_with("meshd-2") && file.ends_with(".mcap"), "{file}");
+
+    // The newest one here needs no name.
+    let (_, told, _) = ended(spawn_in(&far.home, &folder, &["info"]));
+    assert!(told.contains("\nbag/a  messages: 2 (100%), text"), "{told}");
+    let (_, told, _) = ended(spawn_in(&far.home, &folder, &["info", "--json"]));
+    let told: Value = serde_json::from_str(&told).unwrap();
+    assert_eq!((&told["messages"], &told["complete"], &told["filters"]), (&2.into(), &true.into(), &json!(["bag/*"])));
+    assert_eq!((&told["topics"][0]["topic"], &told["topics"][0]["codec"]), (&"bag/a".into(), &"text".into()));
+    assert_eq!(told["size"], fs::metadata(folder.path().join(file)).unwrap().len());
+    // As they arrived: on a busy machine not quite as they were sent.
+    let between = told["duration_s"].as_f64().unwrap();
+    assert!(between > 0.05, "{told}");
+
+    for (rate, expected) in [("1", between), ("3", between / 3.0)] {
+        let listener = near.home.spawn(&["listen", "bag/*", "--count", "2", "--json"]);
+        let (code, played, errors) = ended(spawn_in(&far.home, &folder, &["play", "--json", "--rate", rate]));
+        assert_eq!(code, 0, "{errors}");
+        let played: Value = serde_json::from_str(&played).unwrap();
+        let (took, late) = (played["duration_s"].as_f64().unwrap(), played["late_max_us"].as_f64().unwrap() / 1e6);
+        assert!(took >= expected && took < expected + late + 1.0, "{expected}: {played}");
+        let heard: Vec<Value> = ended(listener).1.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        assert_eq!(heard.len(), 2);
+        assert!(heard.iter().all(|heard| heard["data"] == "hello" && heard["node"] == "play"), "{heard:?}");
+    }
+}
+
+#[test]
+fn without_messages_there_is_no_file_and_without_a_file_nothing_to_play() {
+    // E-CLI.
+    let home = Home::new();
+    let folder = TempDir::new().unwrap();
+    for verb in ["play", "info"] {
+        let (code, _, errors) = ended(spawn_in(&home, &folder, &[verb]));
+        assert!(code == 1 && errors.contains("no recording here") && errors.contains("hint: "), "{code}: {errors}");
+    }
+    let _daemon = home.run(&[]);
+    let (code, said, errors) = ended(spawn_in(&home, &folder, &["record", "a", "--timeout", "50ms"]));
+    assert!(code == 0 && said.is_empty() && errors.contains("no messages: meshd-"), "{code}: {errors}");
+    let (code, said, _) = ended(spawn_in(&home, &folder, &["record", "a", "--timeout", "50ms", "--json"]));
+    let said: Value = serde_json::from_str(&said).unwrap();
+    assert_eq!((code, &said["file"], &said["messages"]), (0, &Value::Null, &0.into()));
+    let (code, _, errors) = ended(spawn_in(&home, &folder, &["record", "a", "--timeout", "50ms", "--count", "1"]));
+    assert!(code == 4 && errors.contains("0 of 1"), "{code}: {errors}");
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn what_was_said_in_any_codec_is_said_again_in_order() {
+    let (near, far) = two_daemons();
+    let folder = TempDir::new().unwrap();
+    let file = folder.path().join("x.mcap");
+    let path = file.to_str().unwrap();
+    // Several filters select the last topic: it is recorded once.
+    let recorder = far.home.spawn(&["record", "said/**", "said/as/*", "-o", path, "--count", "5"]);
+    near.home.ok(&["send", "said/as/text", "hi \u{1F600}"]);
+    near.home.ok(&["send", "said/as/json", "{\"a\": [1, null]}", "--format", "json"]);
+    near.home.ok(&["send", "said/as/cbor", "{\"a\": [1, null]}", "--format", "cbor"]);
+    near.home.ok(&["send", "said/as/bytes", "\u{e9}", "--format", "bytes"]);
+    near.home.ok(&["send", "said", ""]);
+    assert_eq!(ended(recorder).0, 0);
+    let told = far.home.ok(&["info", path]);
+    for line in ["said/as/text  messages: 1 (20%), text", "said/as/cbor  messages: 1 (20%), cbor"] {
+        assert!(told.contains(line), "{told}");
+    }
+    let heard = |args: &[&str], count: &str| {
+        let listener = far.home.spawn(&["listen", "said/**", "--count", count, "--json"]);
+        near.home.ok(&[&["play", path], args].concat());
+        let lines = ended(listener).1;
+        let lines = lines.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+        lines.map(|line| format!("{} {}{}", line["topic"], line["data"], line["base64"])).collect::<Vec<_>>()
+    };
+    let all = [
+        "\"said/as/text\" \"hi \u{1F600}\"null",
+        "\"said/as/json\" {\"a\":[1,null]}null",
+        "\"said/as/cbor\" {\"a\":[1,null]}null",
+        "\"said/as/bytes\" null\"w6k=\"",
+        "\"said\" \"\"null",
+    ];
+    assert_eq!(heard(&["--immediate"], "5"), all);
+    assert_eq!(heard(&["--immediate", "--filter", "said/*/json", "--filter", "said"], "2"), [all[1], all[4]]);
+    far.home.fails(&["play", path, "--filter", "other"], 1, "nothing to play");
+    far.home.fails(&["play", path, "--wait", "50ms"], 3, "nobody listens");
+    far.home.fails(&["play", path, "--no-wait", "--immediate"], 3, "nobody listens");
+    for wrong in [&["--rate", "0"][..], &["--rate", "-1"], &["--rate", "nan"], &["--rate", "1", "--immediate"]] {
+        far.home.fails(&[&["play", path], wrong].concat(), 2, "");
+    }
+}
+
+#[test]
+fn many_messages_come_back_in_order_and_none_is_missing() {
+    let (near, far) = two_daemons();
+    let folder = TempDir::new().unwrap();
+    let [first, second] = ["1.mcap", "2.mcap"].map(|name| folder.path().join(name));
+    let lines: String = (0..20_000).map(|n| format!("{n:0100}\n")).collect();
+    let recorder = far.home.spawn(&["record", "many", "-o", text(&first), "--count", "20000"]);
+    let (code, _, errors) = ended(near.home.spawn_with(&["send", "many", "--lines"], lines.as_bytes()));
+    assert_eq!(code, 0, "{errors}");
+    let (code, said, errors) = ended(recorder);
+    assert!(code == 0 && said.contains("20000 messages on 1 topic") && said.contains(", 0 lost"), "{said}{errors}");
+    let payloads: Vec<Vec<u8>> = lines.lines().map(|line| line.as_bytes().to_vec()).collect();
+    assert!(messages(&first) == payloads);
+    // Every one in turn is numbered, as it was.
+    let bytes = fs::read(&first).unwrap();
+    let seqs: Vec<u32> = mcap::MessageStream::new(&bytes).unwrap().map(|message| message.unwrap().sequence).collect();
+    assert!(seqs.windows(2).all(|pair| pair[1] == pair[0] + 1));
+
+    let recorder = near.home.spawn(&["record", "many", "-o", text(&second), "--count", "20000"]);
+    let played = far.home.json(&["play", text(&first), "--immediate"]);
+    assert_eq!((&played["messages"], &played["unheard"], &played["dropped"]), (&20_000.into(), &0.into(), &0.into()));
+    assert_eq!(ended(recorder).0, 0);
+    assert!(messages(&second) == payloads);
+}
+
+#[test]
+fn what_had_arrived_when_the_recorder_is_told_to_stop_is_recorded() {
+    let (near, far) = two_daemons();
+    let folder = TempDir::new().unwrap();
+    let file = folder.path().join("x.mcap");
+    let recorder = far.home.spawn(&["record", "many", "-o", text(&file)]);
+    near.home.ok(&["send", "many", "first"]);
+    wait_until("it writes what it has every second", || told(&near.home, &file)["messages"] == 1);
+    assert_eq!(told(&near.home, &file)["complete"], false, "it is still being written");
+    signal(&recorder, Signal::STOP);
+    // More than fits into sockets: the daemon keeps the rest.
+    let lines: String = (0..20_000).map(|n| format!("{n:0100}\n")).collect();
+    let (code, _, errors) = ended(near.home.spawn_with(&["send", "many", "--lines"], lines.as_bytes()));
+    assert_eq!(code, 0, "{errors}");
+    signal(&recorder, Signal::INT);
+    signal(&recorder, Signal::CONT);
+    let (code, said, errors) = ended(recorder);
+    assert!(code == 0 && said.contains("20001 messages"), "{said}{errors}");
+    assert_eq!(told(&near.home, &file)["complete"], true);
+}
+
+#[test]
+fn messages_that_a_recorder_is_too_slow_for_are_counted_and_hold_up_nobody() {
+    let (near, far) = two_daemons();
+    let folder = TempDir::new().unwrap();
+    let file = folder.path().join("x.mcap");
+    let recorder = far.home.spawn(&["record", "big", "-o", text(&file), "--json"]);
+    near.home.ok(&["send", "big", "first"]);
+    signal(&recorder, Signal::STOP);
+    let payload = vec![b'x'; 1 << 20];
+    let began = now();
+    let (code, _, errors) = ended(near.home.spawn_with(&["send", "big", "-", "--repeat", "100"], &payload));
+    assert_eq!(code, 0, "{errors}");
+    println!("sent in {:?}", began.elapsed());
+    signal(&recorder, Signal::TERM);
+    signal(&recorder, Signal::CONT);
+    let (code, said, errors) = ended(recorder);
+    let said: Value = serde_json::from_str(&said).unwrap();
+    let (messages, lost) = (said["messages"].as_u64().unwrap(), said["lost"].as_u64().unwrap());
+    assert!(code == 0 && lost > 0 && errors.contains("too slow"), "{said}: {errors}");
+    assert_eq!(messages + lost, 101);
+    assert_eq!(told(&near.home, &file)["lost"], lost);
+}
+
+#[test]
+fn a_recorder_that_is_killed_leaves_a_file_that_can_be_played() {
+    let (near, far) = two_daemons();
+    let folder = TempDir::new().unwrap();
+    let file = folder.path().join("x.mcap");
+    let recorder = far.home.spawn(&["record", "many", "-o", text(&file)]);
+    let sender = near.home.spawn(&["send", "many", &"x".repeat(10_000), "--repeat", "1000000"]);
+    wait_until("some chunks are there", || fs::metadata(&file).is_ok_and(|file| file.len() > 5 << 20));
+    drop(recorder); // killed
+    drop(sender);
+    let contents = told(&near.home, &file);
+    let messages = contents["messages"].as_u64().unwrap();
+    assert!(contents["complete"] == false && messages > 400, "{contents}");
+    assert!(near.home.ok(&["info", text(&file)]).contains("cut short"));
+    let again = folder.path().join("again.mcap");
+    let recorder = near.home.spawn(&["record", "many", "-o", text(&again), "--count", &messages.to_string()]);
+    let (code, _, errors) = far.home.meshd(&["play", text(&file), "--immediate"]);
+    assert!(code == 0 && errors.contains("cut short"), "{errors}");
+    assert_eq!(ended(recorder).0, 0);
+    assert_eq!(told(&near.home, &again)["messages"], messages);
+}
+
+#[test]
+fn a_recording_ends_whole_when_its_daemon_does() {
+    let (near, far) = two_daemons();
+    let folder = TempDir::new().unwrap();
+    let file = folder.path().join("x.mcap");
+    let recorder = far.home.spawn(&["record", "a", "-o", text(&file)]);
+    near.home.ok(&["send", "a", "x"]);
+    far.stop();
+    let (code, said, errors) = ended(recorder);
+    assert!(code == 6 && said.contains(": 1 messages on 1 topic"), "{code}: {said}{errors}");
+    assert_eq!(told(&near.home, &file)["complete"], true);
+}
+
+#[test]
+fn playing_again_and_again_ends_when_it_is_told_to() {
+    let (near, far) = two_daemons();
+    let folder = TempDir::new().unwrap();
+    let file = folder.path().join("x.mcap");
+    let recorder = far.home.spawn(&["record", "a", "-o", text(&file), "--count", "3"]);
+    near.home.ok(&["send", "a", "x", "--repeat", "3", "--interval", "100ms"]);
+    assert_eq!(ended(recorder).0, 0);
+    let listener = near.home.spawn(&["listen", "a", "--count", "10", "--json"]);
+    let player = far.home.spawn(&["play", text(&file), "--loop", "--json"]);
+    assert_eq!(ended(listener).1.lines().count(), 10);
+    signal(&player, Signal::INT);
+    let (code, played, errors) = ended(player);
+    let played: Value = serde_json::from_str(&played).unwrap();
+    assert!(code == 0 && played["messages"].as_u64().unwrap() >= 10, "{played}: {errors}");
+    // Three rounds, each with a pause behind it that is half as long.
+    let span = told(&near.home, &file)["duration_s"].as_f64().unwrap();
+    assert!(span > 0.0 && played["duration_s"].as_f64().unwrap() >= 4.5 * span, "{span}: {played}");
+    // A long pause does not keep it either.
+    let _listener = near.listener("a", "readers");
+    let player = far.home.spawn(&["play", text(&file), "--rate", "0.00001", "--json"]);
+    wait_until("it plays", || near.home.ok(&["nodes"]).contains("play"));
+    let began = now();
+    signal(&player, Signal::TERM);
+    assert_eq!(ended(player).0, 0);
+    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+}
+
+#[test]
+fn a_file_that_is_there_is_replaced_only_by_force() {
+    let home = Home::new();
+    let folder = TempDir::new().unwrap();
+    let file = folder.path().join("x.mcap");
+    fs::write(&file, "precious").unwrap();
+    home.fails(&["record", "a", "-o", text(&file)], 6, "no daemon");
+    let _daemon = home.run(&[]);
+    let errors = home.fails(&["record", "a", "-o", text(&file)], 1, "x.mcap");
+    assert!(errors.contains("--force"), "{errors}");
+    assert_eq!(fs::read_to_string(&file).unwrap(), "precious");
+    home.fails(&["info", text(&file)], 1, "no MCAP file");
+    home.fails(&["play", text(&file)], 1, "no MCAP file");
+    home.fails(&["play", "none.mcap"], 1, "none.mcap");
+    home.fails(&["record", "a", "-o", "/none/x.mcap"], 1, "/none/x.mcap");
+    let recorder = home.spawn(&["record", "a", "-o", text(&file), "--force", "--count", "1"]);
+    home.ok(&["send", "a", "x"]);
+    assert_eq!(ended(recorder).0, 0);
+    assert_eq!(messages(&file), [b"x"]);
+}
+
+/// In a folder of its own, where files without a name go.
+fn spawn_in(home: &Home, folder: &TempDir, args: &[&str]) -> Running {
+    Running::new(home.command(args).current_dir(folder.path()))
+}
+
+/// Exit code, stdout and stderr.
+fn ended(running: Running) -> (i32, String, String) {
+    let (status, output, errors) = running.wait();
+    (status.code().unwrap_or(-1), output, errors)
+}
+
+fn told(home: &Home, file: &Path) -> Value {
+    home.json(&["info", text(file)])
+}
+
+/// The payloads of a file, as MCAP's own reader gives them.
+fn messages(file: &PathBuf) -> Vec<Vec<u8>> {
+    let bytes = fs::read(file).unwrap();
+    mcap::MessageStream::new(&bytes).unwrap().map(|message| message.unwrap().data.to_vec()).collect()
+}
+
+fn signal(running: &Running, signal: Signal) {
+    kill_process(Pid::from_child(&running.child), signal).unwrap();
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
