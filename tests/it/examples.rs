@@ -78,7 +78,7 @@ fn launch_files_start_what_they_say_and_end_it() {
 }
 
 /// Scripts, which the tests of the verbs run.
-const SCRIPTS: [&str; 2] = ["backup", "hot_sync"];
+const SCRIPTS: [&str; 3] = ["backup", "hot_sync", "remote_filter"];
 
 #[test]
 fn examples_show_what_they_are_there_for() {
