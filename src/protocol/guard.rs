@@ -62,10 +62,9 @@ impl Default for Guard {
 impl Guard {
     /// `links` lead to who is told, `notices` to who watches.
     pub(crate) fn new(permissions: Permissions, links: Links, notices: mpsc::Sender<What>) -> Self {
-        use Action::{Call, Exec, Get, Listen, Put, Send, Serve, Stop};
-        // All of them: an action that is left out here is one that no rule is kept for.
-        let actions = [Send, Listen, Call, Serve, Get, Put, Exec, Stop];
-        let about = actions.into_iter().filter(|action| permissions.is_about(*action)).map(bit).sum();
+        let messages = [Action::Send, Action::Listen, Action::Call, Action::Serve];
+        let others = [Action::Get, Action::Put, Action::Exec, Action::Stop];
+        let about = messages.into_iter().chain(others).filter(|action| permissions.is_about(*action)).map(bit).sum();
         let noted = Noted { since: Instant::now(), told: HashSet::new(), by_peer: HashMap::new() };
         let (noted, refused, identities) = (Mutex::new(noted), AtomicU64::new(0), RwLock::default());
         Self { permissions, about, links, notices, noted, refused, identities }
