@@ -18,7 +18,7 @@ use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::trouble::Trouble;
-use crate::launch::Keeper;
+use crate::keeper::Keeper;
 use crate::mesh::{Codec, Failure, NodeId};
 use crate::wire::control::Called;
 
@@ -44,9 +44,10 @@ pub(super) struct Job {
 impl Jobs {
     /// Runs `command` for each call, in the name of a mesh; replies have `most` bytes at most.
     pub(super) fn new(command: OsString, mesh: String, most: usize) -> Result<Self, Trouble> {
-        let keeper = Keeper::start(GRACE)
+        let keeper = Arc::new(Keeper::new(GRACE));
+        keeper
+            .ready()
             .map_err(|error| Trouble::failed("cannot start sh", &error).hint("commands are run by sh"))?;
-        let keeper = Arc::new(keeper);
         Ok(Self { command, mesh, most, keeper, running: FuturesUnordered::new(), cancels: HashMap::new() })
     }
 
@@ -239,7 +240,7 @@ mod tests {
         let mut command = Command::new("sh");
         command.arg("-c").arg(line).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         command.process_group(0);
-        let keeper = Keeper::start(GRACE).unwrap();
+        let keeper = Keeper::new(GRACE);
         run(command, Bytes::from_static(input), most, &CancellationToken::new(), &keeper).await
     }
 
@@ -258,7 +259,7 @@ mod tests {
         let mut command = Command::new("sh");
         command.arg("-c").arg("trap '' TERM; echo on; while :; do sleep 1; done");
         command.stdin(Stdio::null()).stdout(Stdio::piped()).process_group(0);
-        let (keeper, mut child) = (Keeper::start(GRACE).unwrap(), command.spawn().unwrap());
+        let (keeper, mut child) = (Keeper::new(GRACE), command.spawn().unwrap());
         let group = Group::of(&child, &keeper).unwrap();
         let mut on = [0; 3];
         child.stdout.as_mut().unwrap().read_exact(&mut on).await.unwrap(); // it is deaf now

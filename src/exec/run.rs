@@ -15,7 +15,7 @@ use tokio::process::{Child, ChildStdin, Command};
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::keeper::Keeper;
+use crate::keeper::Keeper;
 use crate::mesh::Failure;
 use crate::mesh::exec::{EXEC_CHUNK, ExecSaid, ExecTold, MAX_LINE, ProcessExit, ProcessSignal, STDIN_ROOM, TIMED_OUT};
 use crate::node::Channel;
@@ -365,8 +365,8 @@ fn system(signal: ProcessSignal) -> Signal {
     }
 }
 
-/// Time to end in order, before it is ended without being asked. `KEEP` in keeper.rs gives as much.
-const GRACE: Duration = Duration::from_secs(5);
+/// Time to end in order, before it is ended without being asked.
+pub(super) const GRACE: Duration = Duration::from_secs(5);
 /// How long what a program started may go on printing when it has ended itself.
 const LINGER: Duration = Duration::from_secs(1);
 /// Time without anything in a pipe that only strangers hold.

@@ -17,10 +17,10 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
-use super::keeper::Keeper;
 use super::policy::Policy;
-use super::run::Run;
+use super::run::{GRACE, Run};
 use crate::config::ExecConfig;
+use crate::keeper::Keeper;
 use crate::mesh::exec::{
     EXEC_SERVICE, ExecRequest, ExecSaid, NO_DIRECTORY, NOT_EXECUTABLE, NOT_FOUND, REFUSED, SentScript, Word,
 };
@@ -61,7 +61,7 @@ impl Node {
         let runner = Arc::new(Runner {
             node: self.clone(),
             policy: Policy::new(config),
-            keeper: Arc::new(Keeper::new()),
+            keeper: Arc::new(Keeper::new(GRACE)),
             places: Arc::new(Semaphore::new(MAX_RUNNING)),
             stop: CancellationToken::new(),
         });

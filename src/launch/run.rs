@@ -15,12 +15,12 @@ use tokio::time::{sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use super::file::{Need, Program};
-use super::keeper::Keeper;
 use super::lines::Lines;
 use super::orphans::Orphans;
 use super::plan::Step;
 use super::process::{Process, Surroundings};
 use super::supervisor::{Effect, Ended, Fate, Id, Supervisor, Told};
+use crate::keeper::Keeper;
 
 /// What is there to be shown, in this order.
 #[derive(Debug)]
@@ -66,9 +66,10 @@ where
     F: Future<Output = Result<(), String>> + Send + 'static,
 {
     let longest = steps.iter().map(|step| step.program.stop_timeout).max().unwrap_or_default();
-    let keeper = Arc::new(Keeper::start(longest.max(LEAST_GRACE))?);
+    let keeper = Arc::new(Keeper::new(longest.max(LEAST_GRACE)));
+    keeper.ready()?;
     let supervisor = Supervisor::new(steps, based);
-    let orphans = Orphans::adopt(keeper.pid());
+    let orphans = Orphans::adopt(Arc::clone(&keeper));
     let deaths = signal(SignalKind::child())?;
     let (groups, tasks, unshown) = (HashMap::new(), JoinSet::new(), VecDeque::new());
     Ok(Launch { supervisor, groups, tasks, keeper, orphans, deaths, surroundings, ask, told, shown, unshown }
