@@ -236,6 +236,12 @@ impl Supervisor {
         }
     }
 
+    /// Whether a process is still to be started: what happened since that was said may be the end of all.
+    pub(crate) fn wants(&self, id: Id) -> bool {
+        let processes = &self.watched[id.program].processes;
+        processes[usize::from(id.number) - 1].state == State::Waiting
+    }
+
     /// A process was started.
     pub(crate) fn started(&mut self, id: Id, pid: u32, now: Instant) {
         self.starts += 1;
