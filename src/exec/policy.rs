@@ -51,18 +51,34 @@ impl Policy {
             }
         }
         let place = self.find(asked, chdir);
-        let mut names = vec![asked.to_string_lossy().into_owned()];
-        if let Some(path) = &place {
-            names.push(path.to_string_lossy().into_owned());
+        let names = self.names(asked, place.as_deref());
+        Ok(Allowed { names, program: place.map_or_else(|| Err(not_found(asked)), runnable) })
+    }
+
+    /// The names of what was asked for and found at a place: where it really lies among them, so that no way around leads past a
+    /// rule about that, and none with `..` in it, which rules would take for something else.
+    fn names(&self, asked: &Path, place: Option<&Path>) -> Vec<String> {
+        let mut names = Vec::new();
+        if is_plain(asked) || is_straight(asked) {
+            names.push(asked.to_string_lossy().into_owned());
+        }
+        if let Some(path) = place {
+            let straight = Some(path).filter(|path| is_straight(path)).map(Path::to_owned);
+            let parent = path.parent().and_then(|parent| parent.canonicalize().ok());
+            let real = parent.zip(path.file_name()).map(|(parent, name)| parent.join(name));
+            names.extend([straight, real].into_iter().flatten().map(|path| path.to_string_lossy().into_owned()));
             // A rule for `uname` is about /usr/bin/uname too, if that is the one.
             if let Some(name) = path.file_name()
-                && self.find(Path::new(name), chdir).is_some_and(|found| is_same(&found, path))
+                && self.find(Path::new(name), Path::new("/")).is_some_and(|found| is_same(&found, path))
             {
                 names.push(name.to_string_lossy().into_owned());
             }
         }
+        if names.is_empty() {
+            names.push(asked.to_string_lossy().into_owned()); // of what is not there
+        }
         names.dedup();
-        Ok(Allowed { names, program: place.map_or_else(|| Err(not_found(asked)), runnable) })
+        names
     }
 
     /// Whether the list has the program: by this very name, or, for an absolute path, by the name that leads there.
@@ -93,6 +109,12 @@ impl Policy {
 /// A name without a place.
 fn is_plain(name: &Path) -> bool {
     !name.as_os_str().as_bytes().contains(&b'/')
+}
+
+/// A path from the root without a way back in it.
+fn is_straight(path: &Path) -> bool {
+    let mut parts = path.as_os_str().as_bytes().split(|byte| *byte == b'/');
+    parts.next() == Some(b"") && !path.as_os_str().is_empty() && parts.all(|part| !part.is_empty() && part != b"." && part != b"..")
 }
 
 /// Whether both are the same file by name: of one name, in one directory. What links point to is not looked at, since one file
@@ -258,8 +280,20 @@ mod tests {
     #[test]
     fn rules_know_a_program_by_all_its_names() {
         assert_eq!(check(&[], true, "tool").unwrap().names, ["tool", "ROOT/one/tool", "tool"]);
-        assert_eq!(check(&[], true, "ROOT/link/tool").unwrap().names, ["ROOT/link/tool", "tool"]);
+        assert_eq!(check(&[], true, "ROOT/link/tool").unwrap().names, ["ROOT/link/tool", "ROOT/one/tool", "tool"]);
         assert_eq!(check(&[], true, "ROOT/two/tool").unwrap().names, ["ROOT/two/tool"]);
+    }
+
+    #[test]
+    fn no_way_around_leads_past_a_rule_about_where_a_program_is() {
+        for asked in ["ROOT/link/tool", "ROOT/two/../one/tool", "ROOT/one/./tool", "ROOT//one/tool", "./tool", "../one/tool"] {
+            let allowed = check(&[], true, asked).unwrap();
+            assert!(allowed.names.iter().any(|name| name == "ROOT/one/tool"), "{asked}: {:?}", allowed.names);
+            // A rule that names somebody for ROOT/two/** is not about what lies elsewhere.
+            assert!(allowed.names.iter().all(|name| !name.contains("..")), "{asked}: {:?}", allowed.names);
+        }
+        // What is not there is known by what it was asked for.
+        assert_eq!(check(&[], true, "../x/y").unwrap().names, ["../x/y"]);
     }
 
     #[test]
