@@ -45,9 +45,7 @@ impl Jobs {
     /// Runs `command` for each call, in the name of a mesh; replies have `most` bytes at most.
     pub(super) fn new(command: OsString, mesh: String, most: usize) -> Result<Self, Trouble> {
         let keeper = Arc::new(Keeper::new(GRACE));
-        keeper
-            .ready()
-            .map_err(|error| Trouble::failed("cannot start sh", &error).hint("commands are run by sh"))?;
+        keeper.ready().map_err(|error| Trouble::failed("cannot start sh", &error).hint("commands are run by sh"))?;
         Ok(Self { command, mesh, most, keeper, running: FuturesUnordered::new(), cancels: HashMap::new() })
     }
 

@@ -44,8 +44,9 @@ impl Policy {
             self.allows(asked).then_some(()).ok_or_else(|| refused(asked))?;
             if let Some(name) = request.env.iter().find_map(|(name, value)| steers(name, value).then_some(name)) {
                 let message = format!(
-                    "the variable {name} could make a program run others: that takes any = true under [exec] in \
-                     config.toml of that node"
+                    "the variable {} could make a program run others: that takes any = true under [exec] in config.toml \
+                     of that node",
+                    called(Path::new(OsStr::from_bytes(name.as_bytes())))
                 );
                 return Err(Failure::new(REFUSED, message));
             }
@@ -114,7 +115,9 @@ fn is_plain(name: &Path) -> bool {
 /// A path from the root without a way back in it.
 fn is_straight(path: &Path) -> bool {
     let mut parts = path.as_os_str().as_bytes().split(|byte| *byte == b'/');
-    parts.next() == Some(b"") && !path.as_os_str().is_empty() && parts.all(|part| !part.is_empty() && part != b"." && part != b"..")
+    parts.next() == Some(b"")
+        && !path.as_os_str().is_empty()
+        && parts.all(|part| !part.is_empty() && part != b"." && part != b"..")
 }
 
 /// Whether both are the same file by name: of one name, in one directory. What links point to is not looked at, since one file
@@ -130,17 +133,25 @@ fn runnable(path: PathBuf) -> Result<PathBuf, Failure> {
     }
     Err(Failure::new(
         NOT_EXECUTABLE,
-        format!("{} cannot be run there: it is no program, or not for this user", path.display()),
+        format!("{} cannot be run there: it is no program, or not for this user", called(&path)),
     ))
 }
 
 pub(super) fn refused(asked: &Path) -> Failure {
-    let message = format!("[exec] allow in config.toml of that node does not have '{}'", asked.display());
+    let message = format!("[exec] allow in config.toml of that node does not have '{}'", called(asked));
     Failure::new(REFUSED, message)
 }
 
+/// A name as it is told and logged: in one line, and as much of it as tells which one.
+fn called(asked: &Path) -> String {
+    let name = asked.to_string_lossy();
+    let kept: String = name.chars().take(MAX_CALLED).collect();
+    let rest = if kept.len() < name.len() { ".." } else { "" };
+    format!("{}{rest}", kept.escape_debug())
+}
+
 fn not_found(asked: &Path) -> Failure {
-    Failure::new(NOT_FOUND, format!("there is no program '{}' there", asked.display()))
+    Failure::new(NOT_FOUND, format!("there is no program '{}' there", called(asked)))
 }
 
 /// Whether a variable makes loaders, shells or interpreters run something else than what was allowed. Not all such are known:
@@ -157,32 +168,79 @@ const STEERING: &[&[u8]] = &[
     b"BASH_ENV",
     b"CDPATH",
     b"CLASSPATH",
+    b"CURL_HOME",
     b"EDITOR",
     b"ENV",
+    b"EXINIT",
     b"GCONV_PATH",
+    b"GLIBC_TUNABLES",
     b"GLOBIGNORE",
+    b"GNUPGHOME",
     b"HOME",
     b"HOSTALIASES",
     b"IFS",
     b"JAVA_TOOL_OPTIONS",
+    b"JDK_JAVA_OPTIONS",
+    b"KUBECONFIG",
+    b"LESSCLOSE",
     b"LESSOPEN",
     b"LOCALDOMAIN",
+    b"LOCPATH",
+    b"MANPAGER",
     b"NLSPATH",
     b"PAGER",
     b"PATH",
+    b"PHPRC",
+    b"PHP_INI_SCAN_DIR",
     b"PROMPT_COMMAND",
     b"PS4",
+    b"PSQLRC",
     b"RES_OPTIONS",
+    b"R_PROFILE",
+    b"R_PROFILE_USER",
     b"SHELL",
     b"SHELLOPTS",
+    b"SSLKEYLOGFILE",
+    b"SUDO_ASKPASS",
+    b"SUDO_EDITOR",
+    b"TAR_OPTIONS",
     b"TERMCAP",
     b"TERMINFO",
     b"TMPDIR",
+    b"UNZIP",
+    b"VIMINIT",
     b"VISUAL",
+    b"WGETRC",
     b"ZDOTDIR",
+    b"ZIPOPT",
 ];
-const STEERING_FAMILIES: &[&[u8]] =
-    &[b"BASH_FUNC_", b"DYLD_", b"GIT_", b"LD_", b"MALLOC_", b"NODE_", b"PERL", b"PYTHON", b"RUBY", b"XDG_", b"_JAVA"];
+const STEERING_FAMILIES: &[&[u8]] = &[
+    b"BASH_FUNC_",
+    b"CARGO_",
+    b"DOCKER_",
+    b"DYLD_",
+    b"GIT_",
+    b"GNUMAKE",
+    b"LD_",
+    b"LUA_",
+    b"MAKE",
+    b"MALLOC_",
+    b"NODE_",
+    b"OPENSSL_",
+    b"PERL",
+    b"PSQL_",
+    b"PYTHON",
+    b"RSYNC_",
+    b"RUBY",
+    b"RUSTC",
+    b"SSH_",
+    b"SYSTEMD_",
+    b"XDG_",
+    b"_JAVA",
+    b"npm_",
+];
+/// Letters of a program's name that are told.
+const MAX_CALLED: usize = 200;
 const DEFAULT_PATH: &str = "/usr/local/bin:/usr/bin:/bin";
 
 #[cfg(test)]
@@ -286,7 +344,9 @@ mod tests {
 
     #[test]
     fn no_way_around_leads_past_a_rule_about_where_a_program_is() {
-        for asked in ["ROOT/link/tool", "ROOT/two/../one/tool", "ROOT/one/./tool", "ROOT//one/tool", "./tool", "../one/tool"] {
+        for asked in
+            ["ROOT/link/tool", "ROOT/two/../one/tool", "ROOT/one/./tool", "ROOT//one/tool", "./tool", "../one/tool"]
+        {
             let allowed = check(&[], true, asked).unwrap();
             assert!(allowed.names.iter().any(|name| name == "ROOT/one/tool"), "{asked}: {:?}", allowed.names);
             // A rule that names somebody for ROOT/two/** is not about what lies elsewhere.
@@ -297,6 +357,56 @@ mod tests {
     }
 
     #[test]
+    fn what_is_told_of_a_name_is_bounded_and_one_line() {
+        let long = format!("a\n\u{1b}{}", "\u{e9}".repeat(1 << 20));
+        for any in [true, false] {
+            let failure = match check(&[], any, &long) {
+                Ok(allowed) => allowed.program.unwrap_err(),
+                Err(failure) => failure,
+            };
+            assert!(failure.message.len() < 1000, "{} bytes", failure.message.len());
+            assert!(!failure.message.contains(['\n', '\u{1b}']), "{}", failure.message);
+        }
+    }
+
+    /// Each of these has some well-known program run or load what the value names, or write where it says.
+    const STEERS: &[(&str, &str)] = &[
+        ("LD_PRELOAD", "/x.so"),
+        ("PATH", "/x"),
+        ("BASH_ENV", "$(x)"),
+        ("PYTHONPATH", "/x"),
+        ("x", "() { x; }"),
+        ("OPENSSL_CONF", "/x"),
+        ("OPENSSL_MODULES", "/x"),
+        ("GLIBC_TUNABLES", "x"),
+        ("TAR_OPTIONS", "--to-command=x"),
+        ("RSYNC_RSH", "x"),
+        ("MAKEFLAGS", "--eval=x"),
+        ("MAKEFILES", "/x"),
+        ("LUA_INIT", "x"),
+        ("LUA_INIT_5_4", "x"),
+        ("JDK_JAVA_OPTIONS", "-javaagent:/x"),
+        ("SSH_ASKPASS", "/x"),
+        ("MANPAGER", "x"),
+        ("SYSTEMD_PAGER", "x"),
+        ("LESSCLOSE", "|x"),
+        ("ZIPOPT", "-TT x"),
+        ("CURL_HOME", "/x"),
+        ("WGETRC", "/x"),
+        ("GNUPGHOME", "/x"),
+        ("KUBECONFIG", "/x"),
+        ("DOCKER_CONFIG", "/x"),
+        ("PHPRC", "/x"),
+        ("R_PROFILE", "/x"),
+        ("VIMINIT", "!x"),
+        ("EXINIT", "!x"),
+        ("SSLKEYLOGFILE", "/x"),
+        ("CARGO_HOME", "/x"),
+        ("RUSTC_WRAPPER", "x"),
+        ("npm_config_script_shell", "x"),
+    ];
+
+    #[test]
     fn variables_that_steer_programs_take_any() {
         let (root, policy) = policy(&["tool"], false);
         let request = |name: &str, value: &str| ExecRequest {
@@ -305,9 +415,7 @@ mod tests {
             ..ExecRequest::default()
         };
         assert!(policy.check(&request("LANG", "C"), root.path()).is_ok());
-        for (name, value) in
-            [("LD_PRELOAD", "/x.so"), ("PATH", "/x"), ("BASH_ENV", "$(x)"), ("PYTHONPATH", "/x"), ("x", "() { x; }")]
-        {
+        for (name, value) in STEERS {
             let failure = policy.check(&request(name, value), root.path()).unwrap_err();
             assert!(failure.kind == REFUSED && failure.message.contains("[exec]"), "{failure:?}");
         }

@@ -376,7 +376,8 @@ fn lengths_and_counts_that_lie_end_a_file_and_nothing_else() {
             let mut bytes = whole.clone();
             bytes[at..at + lie.len()].copy_from_slice(lie);
             fs::write(&path, bytes).unwrap();
-            let _ = (Reader::open(&path).map(|mut reader| while let Ok(Some(_)) = reader.next() {}), Contents::of(&path));
+            let _ =
+                (Reader::open(&path).map(|mut reader| while let Ok(Some(_)) = reader.next() {}), Contents::of(&path));
         }
     }
 }
@@ -389,9 +390,11 @@ fn an_index_that_counts_more_than_can_be_is_no_reason_to_break_off() {
     let all: Vec<Said> = (0..8).map(said).collect();
     let mut bytes = unchecked(&folder, &all);
     // The counts of three channels are the end of the record of statistics.
-    let counts = (0..bytes.len() - 40).rev().find(|at| bytes[*at] == mcap::records::op::STATISTICS && {
-        let length = u64::from_le_bytes(bytes[at + 1..at + 9].try_into().unwrap());
-        length == 46 + 3 * 10
+    let counts = (0..bytes.len() - 40).rev().find(|at| {
+        bytes[*at] == mcap::records::op::STATISTICS && {
+            let length = u64::from_le_bytes(bytes[at + 1..at + 9].try_into().unwrap());
+            length == 46 + 3 * 10
+        }
     });
     let end = counts.unwrap() + 9 + 46 + 3 * 10;
     for channel in 0..3 {
