@@ -51,7 +51,13 @@ impl Policy {
                 return Err(Failure::new(REFUSED, message));
             }
         }
-        let place = self.find(asked, chdir);
+        let mut place = self.find(asked, chdir);
+        if let (false, true, Some(name)) =
+            (self.config.any || self.lists(asked), asked.is_absolute(), asked.file_name())
+        {
+            // It is what a name of the list leads to: by a way that nobody can turn elsewhere meanwhile.
+            place = self.find(Path::new(name), Path::new("/"));
+        }
         let names = self.names(asked, place.as_deref());
         Ok(Allowed { names, program: place.map_or_else(|| Err(not_found(asked)), runnable) })
     }
@@ -84,16 +90,20 @@ impl Policy {
 
     /// Whether the list has the program: by this very name, or, for an absolute path, by the name that leads there.
     fn allows(&self, asked: &Path) -> bool {
-        self.config.allow.iter().any(|entry| {
+        let leads_there = |entry: &String| {
             let entry = Path::new(entry);
-            let leads_there = || {
-                asked.is_absolute()
-                    && is_plain(entry)
-                    && asked.file_name() == Some(entry.as_os_str())
-                    && self.find(entry, Path::new("/")).is_some_and(|found| is_same(&found, asked))
-            };
-            (entry.as_os_str() == asked.as_os_str() && (is_plain(entry) || entry.is_absolute())) || leads_there()
-        })
+            asked.is_absolute()
+                && is_plain(entry)
+                && asked.file_name() == Some(entry.as_os_str())
+                && self.find(entry, Path::new("/")).is_some_and(|found| is_same(&found, asked))
+        };
+        self.lists(asked) || self.config.allow.iter().any(leads_there)
+    }
+
+    /// Whether the list has this very name.
+    fn lists(&self, asked: &Path) -> bool {
+        let fits = is_plain(asked) || asked.is_absolute();
+        fits && self.config.allow.iter().any(|entry| Path::new(entry).as_os_str() == asked.as_os_str())
     }
 
     /// Where a program is: a plain name somewhere in the path, anything else where it says.
@@ -296,7 +306,7 @@ mod tests {
             (&["tool", "other"], "other", Some("ROOT/two/other")),
             (&[], "tool", None),
             (&["tool"], "ROOT/one/tool", Some("ROOT/one/tool")),
-            (&["tool"], "ROOT/link/tool", Some("ROOT/link/tool")),
+            (&["tool"], "ROOT/link/tool", Some("ROOT/one/tool")),
             // The name leads to another one.
             (&["tool"], "ROOT/two/tool", None),
             (&["tool"], "ROOT/elsewhere/tool", None),
