@@ -63,6 +63,7 @@ mod files;
 #[cfg(feature = "internals")]
 #[doc(hidden)]
 pub mod internals;
+mod keeper;
 mod keys;
 mod launch;
 mod mesh;

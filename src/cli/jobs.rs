@@ -18,7 +18,7 @@ use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::trouble::Trouble;
-use crate::launch::Keeper;
+use crate::keeper::Keeper;
 use crate::mesh::{Codec, Failure, NodeId};
 use crate::wire::control::Called;
 
@@ -44,9 +44,8 @@ pub(super) struct Job {
 impl Jobs {
     /// Runs `command` for each call, in the name of a mesh; replies have `most` bytes at most.
     pub(super) fn new(command: OsString, mesh: String, most: usize) -> Result<Self, Trouble> {
-        let keeper = Keeper::start(GRACE)
-            .map_err(|error| Trouble::failed("cannot start sh", &error).hint("commands are run by sh"))?;
-        let keeper = Arc::new(keeper);
+        let keeper = Arc::new(Keeper::new(GRACE));
+        keeper.ready().map_err(|error| Trouble::failed("cannot start sh", &error).hint("commands are run by sh"))?;
         Ok(Self { command, mesh, most, keeper, running: FuturesUnordered::new(), cancels: HashMap::new() })
     }
 
@@ -107,17 +106,13 @@ async fn run(
         () = cancel.cancelled() => None,
         ended = work(&mut child, &input, most) => Some(ended),
     };
-    match ended {
-        Some(Ok((status, reply, _))) if status.success() => Some(Ok(reply)),
-        Some(Ok((status, _, talk))) => Some(Err(failure(status, &talk))),
-        Some(Err(TooMuch)) => {
-            group.end(&mut child).await;
+    group.end(&mut child).await; // it may have left something behind
+    match ended? {
+        Ok((status, reply, _)) if status.success() => Some(Ok(reply)),
+        Ok((status, _, talk)) => Some(Err(failure(status, &talk))),
+        Err(TooMuch) => {
             let text = format!("the command printed more than the {most} bytes that a message may have");
             Some(Err(Failure::new(TOO_LARGE, text)))
-        }
-        None => {
-            group.end(&mut child).await;
-            None
         }
     }
 }
@@ -179,17 +174,18 @@ fn failure(status: ExitStatus, talk: &[u8]) -> Failure {
 struct Group<'a> {
     id: Pid,
     keeper: &'a Keeper,
+    is_over: bool,
 }
 
 impl<'a> Group<'a> {
     fn of(child: &Child, keeper: &'a Keeper) -> Option<Self> {
         let id = child.id().and_then(|id| Pid::from_raw(i32::try_from(id).ok()?))?;
         keeper.started(id);
-        Some(Self { id, keeper })
+        Some(Self { id, keeper, is_over: false })
     }
 
     /// Asks it to end, and sees to it that it does.
-    async fn end(&self, child: &mut Child) {
+    async fn end(mut self, child: &mut Child) {
         // It may have ended by itself: then there is nobody to tell.
         let _ = kill_process_group(self.id, Signal::TERM);
         let gone = async {
@@ -202,12 +198,16 @@ impl<'a> Group<'a> {
             let _ = kill_process_group(self.id, Signal::KILL);
             let _ = child.wait().await;
         }
+        self.is_over = true;
+        self.keeper.ended(self.id);
     }
 }
 
 impl Drop for Group<'_> {
     fn drop(&mut self) {
-        self.keeper.ended(self.id);
+        if !self.is_over {
+            self.keeper.left(self.id); // whoever ran it has broken off
+        }
     }
 }
 
@@ -239,7 +239,7 @@ mod tests {
         let mut command = Command::new("sh");
         command.arg("-c").arg(line).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         command.process_group(0);
-        let keeper = Keeper::start(GRACE).unwrap();
+        let keeper = Keeper::new(GRACE);
         run(command, Bytes::from_static(input), most, &CancellationToken::new(), &keeper).await
     }
 
@@ -258,12 +258,54 @@ mod tests {
         let mut command = Command::new("sh");
         command.arg("-c").arg("trap '' TERM; echo on; while :; do sleep 1; done");
         command.stdin(Stdio::null()).stdout(Stdio::piped()).process_group(0);
-        let (keeper, mut child) = (Keeper::start(GRACE).unwrap(), command.spawn().unwrap());
+        let (keeper, mut child) = (Keeper::new(GRACE), command.spawn().unwrap());
         let group = Group::of(&child, &keeper).unwrap();
         let mut on = [0; 3];
         child.stdout.as_mut().unwrap().read_exact(&mut on).await.unwrap(); // it is deaf now
         group.end(&mut child).await;
         assert_eq!(child.wait().await.unwrap().signal(), Some(9));
+    }
+
+    /// A command that says who it is, and goes on.
+    async fn talker(line: &str, folder: &tempfile::TempDir) -> (Jobs, Pid) {
+        let file = folder.path().join("pid");
+        let line = line.replace("FILE", file.to_str().unwrap());
+        let mut jobs = Jobs::new(line.into(), "mesh".to_owned(), 100).unwrap();
+        let from = NodeId { peer: crate::mesh::PeerId::from_bytes([1; 32]), index: 0 };
+        let service = crate::mesh::ServiceName::new("s").unwrap();
+        jobs.start(Called { serving: 1, call: 1, service, from, codec: Codec::Bytes, payload: Bytes::new() });
+        let mut pid = None;
+        while pid.is_none() {
+            let _ = timeout(LOOK, jobs.next()).await; // carries it on
+            pid = std::fs::read_to_string(&file).ok().and_then(|text| Pid::from_raw(text.trim().parse().ok()?));
+        }
+        (jobs, pid.unwrap())
+    }
+
+    async fn ends(pid: Pid) {
+        let gone = async {
+            let stat = || std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+            while rustix::process::test_kill_process(pid).is_ok() && !stat().contains(") Z ") {
+                sleep(LOOK).await; // looks again until the deadline
+            }
+        };
+        timeout(Duration::from_secs(10), gone).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn commands_end_when_whoever_runs_them_breaks_off() {
+        let folder = tempfile::TempDir::new().unwrap();
+        let (jobs, pid) = talker("echo $$ > FILE.new; mv FILE.new FILE; exec sleep 1000", &folder).await;
+        drop(jobs);
+        ends(pid).await;
+    }
+
+    #[tokio::test]
+    async fn what_a_command_leaves_behind_ends_with_it() {
+        let folder = tempfile::TempDir::new().unwrap();
+        let line = "sleep 1000 >/dev/null 2>&1 </dev/null & echo $! > FILE.new; mv FILE.new FILE";
+        let (_jobs, pid) = talker(line, &folder).await;
+        ends(pid).await;
     }
 
     #[tokio::test]

@@ -1,9 +1,8 @@
 //! Running programs for others, and having others run them: each run is a channel to the service `meshd.exec`.
 //!
 //! `policy` decides what may run, `serving` answers requests, `run` is one program from its start to the end of all that it
-//! started, `keeper` ends what is left when this process is killed, `process` is the caller's side.
+//! started, `process` is the caller's side.
 
-mod keeper;
 mod policy;
 mod process;
 mod run;

@@ -44,39 +44,66 @@ impl Policy {
             self.allows(asked).then_some(()).ok_or_else(|| refused(asked))?;
             if let Some(name) = request.env.iter().find_map(|(name, value)| steers(name, value).then_some(name)) {
                 let message = format!(
-                    "the variable {name} could make a program run others: that takes any = true under [exec] in \
-                     config.toml of that node"
+                    "the variable {} could make a program run others: that takes any = true under [exec] in config.toml \
+                     of that node",
+                    called(Path::new(OsStr::from_bytes(name.as_bytes())))
                 );
                 return Err(Failure::new(REFUSED, message));
             }
         }
-        let place = self.find(asked, chdir);
-        let mut names = vec![asked.to_string_lossy().into_owned()];
-        if let Some(path) = &place {
-            names.push(path.to_string_lossy().into_owned());
+        let mut place = self.find(asked, chdir);
+        if let (false, true, Some(name)) =
+            (self.config.any || self.lists(asked), asked.is_absolute(), asked.file_name())
+        {
+            // It is what a name of the list leads to: by a way that nobody can turn elsewhere meanwhile.
+            place = self.find(Path::new(name), Path::new("/"));
+        }
+        let names = self.names(asked, place.as_deref());
+        Ok(Allowed { names, program: place.map_or_else(|| Err(not_found(asked)), runnable) })
+    }
+
+    /// The names of what was asked for and found at a place: where it really lies among them, so that no way around leads past a
+    /// rule about that, and none with `..` in it, which rules would take for something else.
+    fn names(&self, asked: &Path, place: Option<&Path>) -> Vec<String> {
+        let mut names = Vec::new();
+        if is_plain(asked) || is_straight(asked) {
+            names.push(asked.to_string_lossy().into_owned());
+        }
+        if let Some(path) = place {
+            let straight = Some(path).filter(|path| is_straight(path)).map(Path::to_owned);
+            let parent = path.parent().and_then(|parent| parent.canonicalize().ok());
+            let real = parent.zip(path.file_name()).map(|(parent, name)| parent.join(name));
+            names.extend([straight, real].into_iter().flatten().map(|path| path.to_string_lossy().into_owned()));
             // A rule for `uname` is about /usr/bin/uname too, if that is the one.
             if let Some(name) = path.file_name()
-                && self.find(Path::new(name), chdir).is_some_and(|found| is_same(&found, path))
+                && self.find(Path::new(name), Path::new("/")).is_some_and(|found| is_same(&found, path))
             {
                 names.push(name.to_string_lossy().into_owned());
             }
         }
+        if names.is_empty() {
+            names.push(asked.to_string_lossy().into_owned()); // of what is not there
+        }
         names.dedup();
-        Ok(Allowed { names, program: place.map_or_else(|| Err(not_found(asked)), runnable) })
+        names
     }
 
     /// Whether the list has the program: by this very name, or, for an absolute path, by the name that leads there.
     fn allows(&self, asked: &Path) -> bool {
-        self.config.allow.iter().any(|entry| {
+        let leads_there = |entry: &String| {
             let entry = Path::new(entry);
-            let leads_there = || {
-                asked.is_absolute()
-                    && is_plain(entry)
-                    && asked.file_name() == Some(entry.as_os_str())
-                    && self.find(entry, Path::new("/")).is_some_and(|found| is_same(&found, asked))
-            };
-            (entry.as_os_str() == asked.as_os_str() && (is_plain(entry) || entry.is_absolute())) || leads_there()
-        })
+            asked.is_absolute()
+                && is_plain(entry)
+                && asked.file_name() == Some(entry.as_os_str())
+                && self.find(entry, Path::new("/")).is_some_and(|found| is_same(&found, asked))
+        };
+        self.lists(asked) || self.config.allow.iter().any(leads_there)
+    }
+
+    /// Whether the list has this very name.
+    fn lists(&self, asked: &Path) -> bool {
+        let fits = is_plain(asked) || asked.is_absolute();
+        fits && self.config.allow.iter().any(|entry| Path::new(entry).as_os_str() == asked.as_os_str())
     }
 
     /// Where a program is: a plain name somewhere in the path, anything else where it says.
@@ -95,6 +122,14 @@ fn is_plain(name: &Path) -> bool {
     !name.as_os_str().as_bytes().contains(&b'/')
 }
 
+/// A path from the root without a way back in it.
+fn is_straight(path: &Path) -> bool {
+    let mut parts = path.as_os_str().as_bytes().split(|byte| *byte == b'/');
+    parts.next() == Some(b"")
+        && !path.as_os_str().is_empty()
+        && parts.all(|part| !part.is_empty() && part != b"." && part != b"..")
+}
+
 /// Whether both are the same file by name: of one name, in one directory. What links point to is not looked at, since one file
 /// can be many programs by the name that it is called by.
 fn is_same(one: &Path, other: &Path) -> bool {
@@ -108,17 +143,25 @@ fn runnable(path: PathBuf) -> Result<PathBuf, Failure> {
     }
     Err(Failure::new(
         NOT_EXECUTABLE,
-        format!("{} cannot be run there: it is no program, or not for this user", path.display()),
+        format!("{} cannot be run there: it is no program, or not for this user", called(&path)),
     ))
 }
 
 pub(super) fn refused(asked: &Path) -> Failure {
-    let message = format!("[exec] allow in config.toml of that node does not have '{}'", asked.display());
+    let message = format!("[exec] allow in config.toml of that node does not have '{}'", called(asked));
     Failure::new(REFUSED, message)
 }
 
+/// A name as it is told and logged: in one line, and as much of it as tells which one.
+fn called(asked: &Path) -> String {
+    let name = asked.to_string_lossy();
+    let kept: String = name.chars().take(MAX_CALLED).collect();
+    let rest = if kept.len() < name.len() { ".." } else { "" };
+    format!("{}{rest}", kept.escape_debug())
+}
+
 fn not_found(asked: &Path) -> Failure {
-    Failure::new(NOT_FOUND, format!("there is no program '{}' there", asked.display()))
+    Failure::new(NOT_FOUND, format!("there is no program '{}' there", called(asked)))
 }
 
 /// Whether a variable makes loaders, shells or interpreters run something else than what was allowed. Not all such are known:
@@ -135,32 +178,79 @@ const STEERING: &[&[u8]] = &[
     b"BASH_ENV",
     b"CDPATH",
     b"CLASSPATH",
+    b"CURL_HOME",
     b"EDITOR",
     b"ENV",
+    b"EXINIT",
     b"GCONV_PATH",
+    b"GLIBC_TUNABLES",
     b"GLOBIGNORE",
+    b"GNUPGHOME",
     b"HOME",
     b"HOSTALIASES",
     b"IFS",
     b"JAVA_TOOL_OPTIONS",
+    b"JDK_JAVA_OPTIONS",
+    b"KUBECONFIG",
+    b"LESSCLOSE",
     b"LESSOPEN",
     b"LOCALDOMAIN",
+    b"LOCPATH",
+    b"MANPAGER",
     b"NLSPATH",
     b"PAGER",
     b"PATH",
+    b"PHPRC",
+    b"PHP_INI_SCAN_DIR",
     b"PROMPT_COMMAND",
     b"PS4",
+    b"PSQLRC",
     b"RES_OPTIONS",
+    b"R_PROFILE",
+    b"R_PROFILE_USER",
     b"SHELL",
     b"SHELLOPTS",
+    b"SSLKEYLOGFILE",
+    b"SUDO_ASKPASS",
+    b"SUDO_EDITOR",
+    b"TAR_OPTIONS",
     b"TERMCAP",
     b"TERMINFO",
     b"TMPDIR",
+    b"UNZIP",
+    b"VIMINIT",
     b"VISUAL",
+    b"WGETRC",
     b"ZDOTDIR",
+    b"ZIPOPT",
 ];
-const STEERING_FAMILIES: &[&[u8]] =
-    &[b"BASH_FUNC_", b"DYLD_", b"GIT_", b"LD_", b"MALLOC_", b"NODE_", b"PERL", b"PYTHON", b"RUBY", b"XDG_", b"_JAVA"];
+const STEERING_FAMILIES: &[&[u8]] = &[
+    b"BASH_FUNC_",
+    b"CARGO_",
+    b"DOCKER_",
+    b"DYLD_",
+    b"GIT_",
+    b"GNUMAKE",
+    b"LD_",
+    b"LUA_",
+    b"MAKE",
+    b"MALLOC_",
+    b"NODE_",
+    b"OPENSSL_",
+    b"PERL",
+    b"PSQL_",
+    b"PYTHON",
+    b"RSYNC_",
+    b"RUBY",
+    b"RUSTC",
+    b"SSH_",
+    b"SYSTEMD_",
+    b"XDG_",
+    b"_JAVA",
+    b"npm_",
+];
+/// Letters of a program's name that are told.
+const MAX_CALLED: usize = 200;
 const DEFAULT_PATH: &str = "/usr/local/bin:/usr/bin:/bin";
 
 #[cfg(test)]
@@ -216,7 +306,7 @@ mod tests {
             (&["tool", "other"], "other", Some("ROOT/two/other")),
             (&[], "tool", None),
             (&["tool"], "ROOT/one/tool", Some("ROOT/one/tool")),
-            (&["tool"], "ROOT/link/tool", Some("ROOT/link/tool")),
+            (&["tool"], "ROOT/link/tool", Some("ROOT/one/tool")),
             // The name leads to another one.
             (&["tool"], "ROOT/two/tool", None),
             (&["tool"], "ROOT/elsewhere/tool", None),
@@ -258,9 +348,73 @@ mod tests {
     #[test]
     fn rules_know_a_program_by_all_its_names() {
         assert_eq!(check(&[], true, "tool").unwrap().names, ["tool", "ROOT/one/tool", "tool"]);
-        assert_eq!(check(&[], true, "ROOT/link/tool").unwrap().names, ["ROOT/link/tool", "tool"]);
+        assert_eq!(check(&[], true, "ROOT/link/tool").unwrap().names, ["ROOT/link/tool", "ROOT/one/tool", "tool"]);
         assert_eq!(check(&[], true, "ROOT/two/tool").unwrap().names, ["ROOT/two/tool"]);
     }
+
+    #[test]
+    fn no_way_around_leads_past_a_rule_about_where_a_program_is() {
+        for asked in
+            ["ROOT/link/tool", "ROOT/two/../one/tool", "ROOT/one/./tool", "ROOT//one/tool", "./tool", "../one/tool"]
+        {
+            let allowed = check(&[], true, asked).unwrap();
+            assert!(allowed.names.iter().any(|name| name == "ROOT/one/tool"), "{asked}: {:?}", allowed.names);
+            // A rule that names somebody for ROOT/two/** is not about what lies elsewhere.
+            assert!(allowed.names.iter().all(|name| !name.contains("..")), "{asked}: {:?}", allowed.names);
+        }
+        // What is not there is known by what it was asked for.
+        assert_eq!(check(&[], true, "../x/y").unwrap().names, ["../x/y"]);
+    }
+
+    #[test]
+    fn what_is_told_of_a_name_is_bounded_and_one_line() {
+        let long = format!("a\n\u{1b}{}", "\u{e9}".repeat(1 << 20));
+        for any in [true, false] {
+            let failure = match check(&[], any, &long) {
+                Ok(allowed) => allowed.program.unwrap_err(),
+                Err(failure) => failure,
+            };
+            assert!(failure.message.len() < 1000, "{} bytes", failure.message.len());
+            assert!(!failure.message.contains(['\n', '\u{1b}']), "{}", failure.message);
+        }
+    }
+
+    /// Each of these has some well-known program run or load what the value names, or write where it says.
+    const STEERS: &[(&str, &str)] = &[
+        ("LD_PRELOAD", "/x.so"),
+        ("PATH", "/x"),
+        ("BASH_ENV", "$(x)"),
+        ("PYTHONPATH", "/x"),
+        ("x", "() { x; }"),
+        ("OPENSSL_CONF", "/x"),
+        ("OPENSSL_MODULES", "/x"),
+        ("GLIBC_TUNABLES", "x"),
+        ("TAR_OPTIONS", "--to-command=x"),
+        ("RSYNC_RSH", "x"),
+        ("MAKEFLAGS", "--eval=x"),
+        ("MAKEFILES", "/x"),
+        ("LUA_INIT", "x"),
+        ("LUA_INIT_5_4", "x"),
+        ("JDK_JAVA_OPTIONS", "-javaagent:/x"),
+        ("SSH_ASKPASS", "/x"),
+        ("MANPAGER", "x"),
+        ("SYSTEMD_PAGER", "x"),
+        ("LESSCLOSE", "|x"),
+        ("ZIPOPT", "-TT x"),
+        ("CURL_HOME", "/x"),
+        ("WGETRC", "/x"),
+        ("GNUPGHOME", "/x"),
+        ("KUBECONFIG", "/x"),
+        ("DOCKER_CONFIG", "/x"),
+        ("PHPRC", "/x"),
+        ("R_PROFILE", "/x"),
+        ("VIMINIT", "!x"),
+        ("EXINIT", "!x"),
+        ("SSLKEYLOGFILE", "/x"),
+        ("CARGO_HOME", "/x"),
+        ("RUSTC_WRAPPER", "x"),
+        ("npm_config_script_shell", "x"),
+    ];
 
     #[test]
     fn variables_that_steer_programs_take_any() {
@@ -271,9 +425,7 @@ mod tests {
             ..ExecRequest::default()
         };
         assert!(policy.check(&request("LANG", "C"), root.path()).is_ok());
-        for (name, value) in
-            [("LD_PRELOAD", "/x.so"), ("PATH", "/x"), ("BASH_ENV", "$(x)"), ("PYTHONPATH", "/x"), ("x", "() { x; }")]
-        {
+        for (name, value) in STEERS {
             let failure = policy.check(&request(name, value), root.path()).unwrap_err();
             assert!(failure.kind == REFUSED && failure.message.contains("[exec]"), "{failure:?}");
         }

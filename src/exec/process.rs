@@ -5,6 +5,7 @@ use std::io;
 use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -47,6 +48,14 @@ pub struct Process {
 /// What a program reads: bytes, or lines that are messages.
 #[derive(Debug)]
 pub struct ProcessInput(DuplexStream);
+
+/// How much may be sent for stdin.
+#[derive(Debug)]
+struct Room {
+    free: Semaphore,
+    /// What items were larger than all the room there was: the far end grants that first.
+    debt: AtomicUsize,
+}
 
 /// What a program prints: bytes, or lines that are messages.
 #[derive(Debug)]
@@ -215,14 +224,14 @@ impl Process {
         let ((stdin, from), (out, stdout), (err, stderr)) =
             (duplex(EXEC_CHUNK), duplex(EXEC_CHUNK), duplex(EXEC_CHUNK));
         let (tell, over) = watch::channel(None);
-        let room = Arc::new(Semaphore::new(STDIN_ROOM));
+        let room = Arc::new(Room { free: Semaphore::new(STDIN_ROOM), debt: AtomicUsize::new(0) });
         let feeding = tokio::spawn(feed(channel.clone(), from, Arc::clone(&room), messages));
         let hearing = {
             let channel = channel.clone();
             tokio::spawn(async move {
                 let end = hear(&channel, out, err, &room, messages).await;
                 channel.close();
-                room.close();
+                room.free.close();
                 tell.send_replace(Some(end));
             })
         };
@@ -304,33 +313,46 @@ impl Drop for Process {
     }
 }
 
+impl Room {
+    /// The far end wants so much more.
+    fn grow(&self, bytes: usize) {
+        let paid = self.debt.load(Ordering::Relaxed).min(bytes);
+        self.debt.fetch_sub(paid, Ordering::Relaxed); // nobody else makes it less
+        self.free.add_permits((bytes - paid).min(STDIN_ROOM));
+    }
+}
+
 /// Passes on what is for stdin, as far as the far end wants it.
-async fn feed(channel: Channel, mut from: DuplexStream, room: Arc<Semaphore>, messages: bool) {
+async fn feed(channel: Channel, mut from: DuplexStream, room: Arc<Room>, messages: bool) {
     let mut buffer = BytesMut::new();
     let mut is_over = false;
     while !is_over {
+        // What was left of the last read has no end of a line in it.
+        let mut searched = buffer.len();
         buffer.reserve(EXEC_CHUNK);
         is_over = from.read_buf(&mut buffer).await.is_ok_and(|read| read == 0);
-        while let Some(part) = next_part(&mut buffer, messages, is_over) {
+        while let Some(part) = next_part(&mut buffer, std::mem::take(&mut searched), messages, is_over) {
             let cost = part.len() + usize::from(messages);
             // One item may be larger than all the room there is.
-            let Ok(permit) = room.acquire_many(u32::try_from(cost.min(STDIN_ROOM)).unwrap_or(u32::MAX)).await else {
+            let taken = cost.min(STDIN_ROOM);
+            let Ok(permit) = room.free.acquire_many(u32::try_from(taken).unwrap_or(u32::MAX)).await else {
                 return; // nobody reads it any more
             };
             permit.forget();
+            room.debt.fetch_add(cost - taken, Ordering::Relaxed); // before the far end can know of it
             if channel.send_bytes(ExecSaid::Stdin(part).encode()).await.is_err() {
                 return;
             }
         }
         if messages && buffer.len() > MAX_LINE {
-            return; // the far end would not take it; the pipe breaks
+            break; // the far end would not take it: the pipe breaks, and the program sees the end
         }
     }
     let _ = channel.send_bytes(ExecSaid::StdinEnd.encode()).await; // who is gone needs no end
 }
 
 /// What is to be sent next: all that is there, or one line.
-fn next_part(buffer: &mut BytesMut, messages: bool, is_over: bool) -> Option<Bytes> {
+fn next_part(buffer: &mut BytesMut, searched: usize, messages: bool, is_over: bool) -> Option<Bytes> {
     if buffer.is_empty() {
         return None;
     }
@@ -338,7 +360,7 @@ fn next_part(buffer: &mut BytesMut, messages: bool, is_over: bool) -> Option<Byt
         let len = buffer.len().min(EXEC_CHUNK);
         return Some(buffer.split_to(len).freeze());
     }
-    match buffer.iter().position(|byte| *byte == b'\n') {
+    match buffer[searched..].iter().position(|byte| *byte == b'\n').map(|at| searched + at) {
         Some(end) => {
             let line = buffer.split_to(end + 1).freeze();
             Some(line.slice(..end))
@@ -352,7 +374,7 @@ async fn hear(
     channel: &Channel,
     out: DuplexStream,
     err: DuplexStream,
-    room: &Semaphore,
+    room: &Room,
     messages: bool,
 ) -> Result<ProcessExit, ExecError> {
     let (mut out, mut err) = (Some(out), Some(err));
@@ -362,8 +384,8 @@ async fn hear(
         match ExecTold::decode(item.payload).map_err(|_| strange())? {
             ExecTold::Stdout(data) => write(&mut out, &data, messages).await,
             ExecTold::Stderr(data) => write(&mut err, &data, false).await,
-            ExecTold::Wants(bytes) => room.add_permits((bytes as usize).min(STDIN_ROOM)),
-            ExecTold::StdinClosed => room.close(),
+            ExecTold::Wants(bytes) => room.grow(bytes as usize),
+            ExecTold::StdinClosed => room.free.close(),
             ExecTold::Ended(exit) => return Ok(exit),
             ExecTold::Started(_) => return Err(strange()),
         }

@@ -15,7 +15,7 @@ use tokio::process::{Child, ChildStdin, Command};
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::keeper::Keeper;
+use crate::keeper::Keeper;
 use crate::mesh::Failure;
 use crate::mesh::exec::{EXEC_CHUNK, ExecSaid, ExecTold, MAX_LINE, ProcessExit, ProcessSignal, STDIN_ROOM, TIMED_OUT};
 use crate::node::Channel;
@@ -123,16 +123,15 @@ impl Run {
             }
         }
         group.signal(Signal::TERM);
-        let mut is_told = false;
+        let exited = if let End::Exited(status) = &end { Some(*status) } else { None };
+        let mut telling = pin!(tell_end(&channel, exited));
+        let mut is_told = exited.is_none();
         let mut ending = pin!(group.end(&mut child));
         loop {
-            if let (End::Exited(status), Some(()), false) = (&end, printed, is_told) {
-                // All is said. Nobody needs to wait until what it left behind has ended too.
-                tell_end(&channel, *status).await;
-                is_told = true;
-            }
             tokio::select! {
                 () = &mut ending => break,
+                // All is said. Nobody needs to wait until what it left behind has ended too, and that not for who does not read.
+                () = &mut telling, if printed.is_some() && !is_told => is_told = true,
                 _ = &mut output, if printed.is_none() => printed = Some(()),
             }
         }
@@ -146,26 +145,31 @@ impl Run {
             }
         }
         match end {
-            End::Exited(status) => {
-                if !is_told {
-                    tell_end(&channel, status).await;
-                }
-                Ok(exit(status))
-            }
+            End::Exited(status) => tokio::select! {
+                biased; // what can be told is
+                () = telling, if !is_told => Ok(exit(status)),
+                () = stop.cancelled(), if !is_told => Err(stopped()),
+                else => Ok(exit(status)),
+            },
             End::Unwanted => Err(Failure::new(Failure::DISCONNECTED, "the caller has gone: it was ended")),
             End::Late(patience) => {
                 let patience = humantime::format_duration(patience);
                 Err(Failure::new(TIMED_OUT, format!("it took longer than {patience}, and was ended")))
             }
-            End::Stopped => Err(Failure::new(Failure::DISCONNECTED, "whoever ran it there is stopping: it was ended")),
+            End::Stopped => Err(stopped()),
             End::Wrong(failure) => Err(failure),
         }
     }
 }
 
-async fn tell_end(channel: &Channel, status: ExitStatus) {
+async fn tell_end(channel: &Channel, exited: Option<ExitStatus>) {
+    let Some(status) = exited else { return };
     let _ = say(channel, &ExecTold::Ended(exit(status))).await; // who is gone needs no end
     channel.close();
+}
+
+fn stopped() -> Failure {
+    Failure::new(Failure::DISCONNECTED, "whoever ran it there is stopping: it was ended")
 }
 
 async fn say(channel: &Channel, told: &ExecTold) -> Result<(), crate::node::ChannelError> {
@@ -365,8 +369,8 @@ fn system(signal: ProcessSignal) -> Signal {
     }
 }
 
-/// Time to end in order, before it is ended without being asked. `KEEP` in keeper.rs gives as much.
-const GRACE: Duration = Duration::from_secs(5);
+/// Time to end in order, before it is ended without being asked.
+pub(super) const GRACE: Duration = Duration::from_secs(5);
 /// How long what a program started may go on printing when it has ended itself.
 const LINGER: Duration = Duration::from_secs(1);
 /// Time without anything in a pipe that only strangers hold.

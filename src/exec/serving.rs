@@ -17,10 +17,10 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
-use super::keeper::Keeper;
 use super::policy::Policy;
-use super::run::Run;
+use super::run::{GRACE, Run};
 use crate::config::ExecConfig;
+use crate::keeper::Keeper;
 use crate::mesh::exec::{
     EXEC_SERVICE, ExecRequest, ExecSaid, NO_DIRECTORY, NOT_EXECUTABLE, NOT_FOUND, REFUSED, SentScript, Word,
 };
@@ -61,7 +61,7 @@ impl Node {
         let runner = Arc::new(Runner {
             node: self.clone(),
             policy: Policy::new(config),
-            keeper: Arc::new(Keeper::new()),
+            keeper: Arc::new(Keeper::new(GRACE)),
             places: Arc::new(Semaphore::new(MAX_RUNNING)),
             stop: CancellationToken::new(),
         });
@@ -151,7 +151,11 @@ impl Runner {
         command.args(words).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let _script = match script {
             Some(sent) => {
-                let (script, args) = (self.receive(channel, &sent).await?, sent.args);
+                let script = tokio::select! {
+                    script = self.receive(channel, &sent) => script?,
+                    () = self.stop.cancelled() => return Err(Failure::new(Failure::DISCONNECTED, "it is about to stop")),
+                };
+                let args = sent.args;
                 command.arg(&script.0).args(args.into_iter().map(OsString::from));
                 Some(script)
             }
@@ -160,11 +164,12 @@ impl Runner {
         if let Some(chdir) = chdir {
             command.current_dir(chdir);
         }
-        command.env("MESHD_MESH", self.node.mesh().as_str()).env("MESHD_FROM", channel.far().to_string());
         if messages {
             command.env("PYTHONUNBUFFERED", "1"); // a message that is kept in a buffer is none
         }
         command.envs(env.into_iter().map(|(name, value)| (OsString::from(name), OsString::from(value))));
+        // Last: who asks is not for who asks to say.
+        command.env("MESHD_MESH", self.node.mesh().as_str()).env("MESHD_FROM", channel.far().to_string());
         let patience = timeout_ms.map(Duration::from_millis);
         let run = Run::start(command, channel.clone(), messages, patience, &self.keeper, self.stop.child_token());
         let run = run.map_err(|error| {

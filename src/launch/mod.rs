@@ -1,11 +1,10 @@
 //! Starting programs and keeping them running: `meshd launch`.
 //!
 //! `file` says what is written, `plan` what is started here and in which order, `supervisor` what is to happen next: plain
-//! functions and values, with the time as an argument. `process` and `lines` are one process and what it prints, `keeper` and
-//! `orphans` see to it that none is left behind, and `run` carries out what the supervisor decides. What is in the mesh is asked through a function.
+//! functions and values, with the time as an argument. `process` and `lines` are one process and what it prints, `orphans` sees
+//! to it that none is left behind, and `run` carries out what the supervisor decides. What is in the mesh is asked through a function.
 
 mod file;
-mod keeper;
 mod lines;
 mod orphans;
 mod plan;
@@ -14,7 +13,6 @@ mod run;
 mod supervisor;
 
 pub(crate) use file::{Backoff, DAEMON, FileError, Job, LaunchFile, Need, Program, Restart};
-pub(crate) use keeper::Keeper;
 pub(crate) use plan::{Choice, Plan, PlanError, Step};
 pub(crate) use process::Surroundings;
 pub(crate) use run::{Launched, Shown, Stream, run};

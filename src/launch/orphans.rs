@@ -1,22 +1,25 @@
 //! Processes that outlive the one that started them.
 
 use std::fs;
+use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
 use tokio::time::{Instant, sleep};
+
+use crate::keeper::Keeper;
 
 /// Processes whose parent is gone, as far as the system gives them to us instead of to its first process. Then they are known
 /// when they end, and can be ended, wherever they went.
 #[derive(Debug)]
 pub(super) struct Orphans {
     /// What is not one: who keeps.
-    keeper: Option<Pid>,
+    keeper: Arc<Keeper>,
 }
 
 impl Orphans {
     /// From now on they are ours, if the system can do that and shows them to us.
-    pub(super) fn adopt(keeper: Option<Pid>) -> Self {
+    pub(super) fn adopt(keeper: Arc<Keeper>) -> Self {
         #[cfg(target_os = "linux")]
         // Where it is refused, the first process of the system has them, as ever.
         let _ = rustix::process::set_child_subreaper(Some(rustix::process::getpid()));
@@ -26,7 +29,7 @@ impl Orphans {
     /// Takes note of the end of those that have ended, so that nothing is left of them. Those that are `known` are waited for
     /// elsewhere.
     pub(super) fn reap(&self, known: impl Fn(Pid) -> bool) {
-        for child in children().into_iter().filter(|child| Some(*child) != self.keeper && !known(*child)) {
+        for child in self.children().into_iter().filter(|child| !known(*child)) {
             let _ = waitpid(Some(child), WaitOptions::NOHANG); // it runs on, or is gone
         }
     }
@@ -36,7 +39,7 @@ impl Orphans {
         let began = Instant::now();
         loop {
             self.reap(|_| false);
-            let left: Vec<Pid> = children().into_iter().filter(|child| Some(*child) != self.keeper).collect();
+            let left = self.children();
             if left.is_empty() || began.elapsed() > 2 * GRACE {
                 return;
             }
@@ -46,6 +49,12 @@ impl Orphans {
             }
             sleep(LOOK).await; // then looks again, also for those that these leave; the deadline is 2 GRACE
         }
+    }
+
+    /// Those that may be orphans.
+    fn children(&self) -> Vec<Pid> {
+        let keeper = self.keeper.pid();
+        children().into_iter().filter(|child| Some(*child) != keeper).collect()
     }
 }
 

@@ -13,8 +13,8 @@ use tokio::process::{Child, Command};
 use tokio::time::{sleep, timeout};
 
 use super::file::{Job, Program};
-use super::keeper::Keeper;
 use super::supervisor::Ended;
+use crate::keeper::Keeper;
 
 /// What all programs find in their environment.
 #[derive(Clone, Debug, Default)]

@@ -15,12 +15,12 @@ use tokio::time::{sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use super::file::{Need, Program};
-use super::keeper::Keeper;
 use super::lines::Lines;
 use super::orphans::Orphans;
 use super::plan::Step;
 use super::process::{Process, Surroundings};
 use super::supervisor::{Effect, Ended, Fate, Id, Supervisor, Told};
+use crate::keeper::Keeper;
 
 /// What is there to be shown, in this order.
 #[derive(Debug)]
@@ -66,9 +66,10 @@ where
     F: Future<Output = Result<(), String>> + Send + 'static,
 {
     let longest = steps.iter().map(|step| step.program.stop_timeout).max().unwrap_or_default();
-    let keeper = Arc::new(Keeper::start(longest.max(LEAST_GRACE))?);
+    let keeper = Arc::new(Keeper::new(longest.max(LEAST_GRACE)));
+    keeper.ready()?;
     let supervisor = Supervisor::new(steps, based);
-    let orphans = Orphans::adopt(keeper.pid());
+    let orphans = Orphans::adopt(Arc::clone(&keeper));
     let deaths = signal(SignalKind::child())?;
     let (groups, tasks, unshown) = (HashMap::new(), JoinSet::new(), VecDeque::new());
     Ok(Launch { supervisor, groups, tasks, keeper, orphans, deaths, surroundings, ask, told, shown, unshown }
@@ -188,6 +189,9 @@ where
     }
 
     fn start(&mut self, id: Id) {
+        if !self.supervisor.wants(id) {
+            return; // what was started just before has failed, which ends all
+        }
         let program: &Program = self.supervisor.program(id.program);
         match Process::start(program, id.number, &self.surroundings, &self.keeper) {
             Ok(process) => {
@@ -246,3 +250,27 @@ fn now() -> Instant {
 const NOTICE: Duration = Duration::from_secs(2);
 /// The least time to end in order, if we are killed.
 const LEAST_GRACE: Duration = Duration::from_secs(1);
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::timeout;
+
+    use super::*;
+    use crate::launch::kit::program;
+    use crate::launch::{Job, Outcome};
+
+    #[tokio::test]
+    async fn what_was_to_start_together_with_one_whose_failure_ends_all_is_not_started() {
+        let words = |words: &[&str]| Job::Words(words.iter().map(|word| (*word).to_owned()).collect());
+        let main = Program { job: words(&["/no/such/program"]), ends_all: true, ..program("main") };
+        let other = Program { job: words(&["sleep", "1000"]), ..program("other") };
+        let step = |program| Step { program, after: Vec::new(), needs: Vec::new(), missing: Vec::new() };
+        let ask = |_, _| std::future::ready(Ok(()));
+        let ((_tell, told), (shown, mut shows)) = (mpsc::channel(1), mpsc::channel(64));
+        tokio::spawn(async move { while shows.recv().await.is_some() {} });
+        let all = run(vec![step(main), step(other)], false, Surroundings::default(), ask, told, shown);
+        let launched = timeout(Duration::from_secs(10), all).await.unwrap().unwrap();
+        let fates: Vec<_> = launched.fates.iter().map(|fate| (fate.outcome, fate.starts)).collect();
+        assert_eq!(fates, [(Outcome::Failed, 0), (Outcome::Stopped, 0)]);
+    }
+}

@@ -236,6 +236,12 @@ impl Supervisor {
         }
     }
 
+    /// Whether a process is still to be started: what happened since that was said may be the end of all.
+    pub(crate) fn wants(&self, id: Id) -> bool {
+        let processes = &self.watched[id.program].processes;
+        processes[usize::from(id.number) - 1].state == State::Waiting
+    }
+
     /// A process was started.
     pub(crate) fn started(&mut self, id: Id, pid: u32, now: Instant) {
         self.starts += 1;
@@ -332,7 +338,7 @@ impl Supervisor {
         if self.watched[at].stage == Stage::Early {
             let after = &self.watched[at].step.after;
             if let Some(missing) = after.iter().find(|earlier| self.watched[**earlier].stage == Stage::Missing) {
-                let why = format!("{} was not started", self.watched[*missing].step.program.name);
+                let why = format!("{} is not there", self.watched[*missing].step.program.name);
                 return self.give_up(at, &why, now);
             }
             if after.iter().any(|earlier| self.watched[*earlier].stage != Stage::There) {
@@ -361,7 +367,10 @@ impl Supervisor {
             };
         }
         match *stage {
-            Stage::ThereAt(time) if time <= now => *stage = Stage::There,
+            Stage::ThereAt(time) if time <= now => {
+                let failed = processes.iter().all(|process| process.state == State::Over(Outcome::Failed));
+                *stage = if failed { Stage::Missing } else { Stage::There };
+            }
             _ => {}
         }
     }
@@ -688,6 +697,19 @@ mod tests {
         all.not_started(id(0), "no such file".to_owned(), at(0));
         assert_eq!((act(&mut all, at(0)), outcomes(&all)), (vec![], vec![Outcome::Failed; 2]));
         assert!(all.is_over() && all.has_failed());
+    }
+
+    #[test]
+    fn who_fails_for_good_before_it_counts_as_there_keeps_what_waits_for_it_from_starting() {
+        let early = |how| {
+            let first = Program { after_delay: 2 * SECOND, restart: Restart::Never, ..program("first") };
+            let mut all = Supervisor::new(vec![step(first, &[]), step(program("second"), &[0])], false);
+            act(&mut all, at(0));
+            all.ended(id(0), how, at(1));
+            (act(&mut all, at(2)), all.is_over())
+        };
+        assert_eq!(early(Ended::Code(1)), (vec![], true));
+        assert_eq!(early(Ended::Code(0)), (vec![Effect::Start(id(1))], false), "what it had to do is done");
     }
 
     #[test]

@@ -146,7 +146,7 @@ impl Topics {
         let key = (origin.name.clone(), super::encoding(origin.codec));
         let empty = || Counted { codec: origin.codec, messages: 0, senders: HashSet::new() };
         let counted = self.0.entry(key).or_insert_with(empty);
-        counted.messages += messages;
+        counted.messages = counted.messages.saturating_add(messages); // an index may say anything
         if let Some((from, _)) = origin.from.as_ref().filter(|_| messages > 0) {
             counted.senders.insert(from.clone());
         }

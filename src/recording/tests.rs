@@ -340,3 +340,91 @@ fn sizes_read_well() {
         assert_eq!(Bytes(bytes).to_string(), text);
     }
 }
+
+/// A file whose checksums say that there are none: whoever changes it need not make them fit.
+fn unchecked(folder: &TempDir, all: &[Said]) -> Vec<u8> {
+    let (path, _) = written(folder, all, 4);
+    let mut bytes = fs::read(&path).unwrap();
+    let mut at = mcap::MAGIC.len();
+    while at + 9 < bytes.len() - mcap::MAGIC.len() {
+        let body = at + 9;
+        let crc = match bytes[at] {
+            mcap::records::op::CHUNK => Some(body + 24),
+            mcap::records::op::DATA_END => Some(body),
+            mcap::records::op::FOOTER => Some(body + 16),
+            _ => None,
+        };
+        if let Some(crc) = crc {
+            bytes[crc..crc + 4].fill(0);
+        }
+        at = body + u64::from_le_bytes(bytes[at + 1..body].try_into().unwrap()) as usize;
+    }
+    bytes
+}
+
+#[test]
+fn lengths_and_counts_that_lie_end_a_file_and_nothing_else() {
+    let folder = TempDir::new().unwrap();
+    let said = |n: u64| Said { topic: Topic::new("a").unwrap(), codec: Codec::Text, ..said(n, vec![b'x'; 20]) };
+    let all: Vec<Said> = (0..8).map(said).collect();
+    let whole = unchecked(&folder, &all);
+    let path = file(&folder);
+    fs::write(&path, &whole).unwrap();
+    assert_eq!(Contents::of(&path).unwrap().messages, 8, "the checksums are not missed");
+    for lie in [&[0xff; 8][..], &[0xff; 4]] {
+        for at in 0..whole.len() - lie.len() {
+            let mut bytes = whole.clone();
+            bytes[at..at + lie.len()].copy_from_slice(lie);
+            fs::write(&path, bytes).unwrap();
+            let _ =
+                (Reader::open(&path).map(|mut reader| while let Ok(Some(_)) = reader.next() {}), Contents::of(&path));
+        }
+    }
+}
+
+/// Every count of the index is the largest that there is.
+#[test]
+fn an_index_that_counts_more_than_can_be_is_no_reason_to_break_off() {
+    let folder = TempDir::new().unwrap();
+    let said = |n: u64| Said { topic: Topic::new("a").unwrap(), codec: Codec::Text, ..said(n, vec![b'x'; 20]) };
+    let all: Vec<Said> = (0..8).map(said).collect();
+    let mut bytes = unchecked(&folder, &all);
+    // The counts of three channels are the end of the record of statistics.
+    let counts = (0..bytes.len() - 40).rev().find(|at| {
+        bytes[*at] == mcap::records::op::STATISTICS && {
+            let length = u64::from_le_bytes(bytes[at + 1..at + 9].try_into().unwrap());
+            length == 46 + 3 * 10
+        }
+    });
+    let end = counts.unwrap() + 9 + 46 + 3 * 10;
+    for channel in 0..3 {
+        bytes[end - 10 * channel - 8..end - 10 * channel].fill(0xff);
+    }
+    let path = file(&folder);
+    fs::write(&path, bytes).unwrap();
+    assert_eq!(Contents::of(&path).unwrap().topics[0].messages, u64::MAX);
+}
+
+#[test]
+fn a_file_that_took_the_place_of_a_recording_is_not_removed() {
+    let folder = TempDir::new().unwrap();
+    let path = file(&folder);
+    let writer = Writer::create(&path, false, about()).unwrap();
+    fs::rename(&path, folder.path().join("rotated")).unwrap();
+    fs::write(&path, "precious").unwrap();
+    let _ = writer.finish();
+    assert_eq!(fs::read_to_string(&path).unwrap(), "precious");
+}
+
+#[test]
+fn a_recording_that_is_removed_meanwhile_is_an_error_at_once() {
+    let folder = TempDir::new().unwrap();
+    let path = file(&folder);
+    let mut writer = Writer::create(&path, false, about()).unwrap();
+    put(&mut writer, &said(1, vec![1]));
+    writer.tick().unwrap();
+    fs::remove_file(&path).unwrap();
+    put(&mut writer, &said(2, vec![2]));
+    assert!(writer.tick().is_err(), "what is written now, nobody will find");
+    assert!(writer.finish().is_err());
+}

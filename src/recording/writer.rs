@@ -2,7 +2,8 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::{self, File};
-use std::io::{BufWriter, Seek};
+use std::io::{self, BufWriter, Seek};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use mcap::records::MessageHeader;
@@ -139,6 +140,7 @@ impl Writer {
     /// As for [`write`](Self::write).
     pub(crate) fn tick(&mut self) -> Result<(), FileError> {
         self.ticks = self.ticks.wrapping_add(1);
+        self.still_there()?;
         let every = 1_u32 << self.thinned().min(16);
         if self.begun == 0 || !self.ticks.is_multiple_of(every) {
             return Ok(());
@@ -157,10 +159,25 @@ impl Writer {
             writer.to()?.finish().map(drop)?;
             writer.look()
         })?;
-        if self.messages == 0 && self.file.metadata().is_ok_and(|file| file.is_file()) {
+        self.still_there()?;
+        if self.messages == 0 && self.is_at_its_place() {
             fs::remove_file(&self.path).map_err(|error| FileError::io("remove", &self.path, error))?;
         }
         Ok(self.sealed())
+    }
+
+    /// Whether it can be found: one that was removed is written for nobody.
+    fn still_there(&self) -> Result<(), FileError> {
+        let removed = self.file.metadata().is_ok_and(|file| file.is_file() && file.nlink() == 0);
+        let error = || FileError::io("write", &self.path, io::Error::new(io::ErrorKind::NotFound, "it was removed"));
+        if removed { Err(error()) } else { Ok(()) }
+    }
+
+    /// Whether it is what its path leads to. It may have been moved, and another one be there.
+    fn is_at_its_place(&self) -> bool {
+        let (own, there) = (self.file.metadata(), fs::symlink_metadata(&self.path));
+        let same = |(own, there): (fs::Metadata, fs::Metadata)| (own.dev(), own.ino()) == (there.dev(), there.ino());
+        own.ok().filter(fs::Metadata::is_file).zip(there.ok()).is_some_and(same)
     }
 
     /// What is in the file now, as far as it was written.

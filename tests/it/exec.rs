@@ -830,3 +830,112 @@ fn a_file_is_worked_on_by_a_program_at_another_node() {
     assert_eq!(String::from_utf8(output.stdout).unwrap(), text.to_uppercase());
     assert!(errors.starts_with("200000 words, checksum "), "{errors}");
 }
+
+/// A program that was asked for by hand.
+async fn asked(node: &Node, request: &ciborium::Value) -> meshd::Channel {
+    let mut bytes = Vec::new();
+    ciborium::into_writer(request, &mut bytes).unwrap();
+    let request = Item { codec: meshd::Codec::Cbor, payload: bytes.into() };
+    node.open_with("meshd.exec", OpenOptions { request, ..OpenOptions::default() }).await.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_never_reads_keeps_nothing_running_and_holds_up_no_end() {
+    // X-TERM: what was left behind is ended although nobody takes the exit code.
+    let cluster = Cluster::new();
+    let [here, there] = cluster.start_all(["here", "there"]).await;
+    let serving = there.serve_exec(any()).await.unwrap();
+    offered(&here).await;
+    let scratch = TempDir::new().unwrap();
+    let file = scratch.path().join("pids");
+    // Deaf, and without a hold on the pipes. What is printed then fills the channel to the last byte.
+    let script = format!(
+        "(trap '' TERM; exec sleep 1000) >/dev/null 2>&1 </dev/null & echo $$ $! > {0}.new; mv {0}.new {0}; \
+         head -c 262144 /dev/zero",
+        file.display()
+    );
+    let unread = asked(&here, &cbor!({ "command" => ["sh", "-c", &script[..]] }).unwrap()).await;
+    let mut ran = Vec::new();
+    until("it runs", async || {
+        ran = fs::read_to_string(&file).unwrap_or_default().split_whitespace().flat_map(str::parse).collect();
+        ran.len() == 2
+    })
+    .await;
+    until("all are gone", async || ran.iter().all(|pid| is_gone(Pid::from_raw(*pid).unwrap()))).await;
+    within("the end of all", serving.end()).await;
+    drop(unread);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_begins_to_send_a_program_along_holds_up_no_end() {
+    let cluster = Cluster::new();
+    let [here, there] = cluster.start_all(["here", "there"]).await;
+    let serving = there.serve_exec(any()).await.unwrap();
+    offered(&here).await;
+    let request = cbor!({ "command" => ["sh"], "script" => { "name" => "never-sent-whole", "args" => [] } }).unwrap();
+    let unsent = asked(&here, &request).await;
+    let ours = format!("meshd-exec-{}-", std::process::id());
+    until("its file is there", async || {
+        let folders = fs::read_dir(std::env::temp_dir()).unwrap().flatten();
+        let folders = folders.filter(|folder| folder.file_name().to_string_lossy().starts_with(&ours));
+        let places = folders.flat_map(|folder| fs::read_dir(folder.path()).into_iter().flatten().flatten());
+        places.into_iter().any(|place| place.path().join("never-sent-whole").exists())
+    })
+    .await;
+    within("the end of all", serving.end()).await;
+    assert!(within("it is told", unsent.next()).await.is_err());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn after_a_line_that_is_larger_than_all_room_the_next_ones_wait_for_room_again() {
+    let cluster = Cluster::new();
+    let [here, there] = cluster.start_all(["here", "there"]).await;
+    let _serving = there.serve_exec(any()).await.unwrap();
+    offered(&here).await;
+    let scratch = TempDir::new().unwrap();
+    let go = scratch.path().join("go");
+    let script =
+        format!("head -c 1048577 > /dev/null; echo got; while [ ! -e {} ]; do sleep 0.02; done; wc -c", go.display());
+    let mut process = here.exec(Callee::Any, shell(&script).messages()).await.unwrap();
+    let mut stdin = process.stdin.take().unwrap();
+    stdin.write_all(&[&[b'x'; 1 << 20][..], b"\n"].concat()).await.unwrap();
+    assert_eq!(line(&mut process).await, "got\n");
+    let mut writing = tokio::spawn(async move {
+        let small = [&[b'y'; 1023][..], b"\n"].concat();
+        for _ in 0..800 {
+            stdin.write_all(&small).await.unwrap();
+        }
+    });
+    // It comes to a stand: what does not happen has no event.
+    assert!(tokio::time::timeout(Duration::from_millis(500), &mut writing).await.is_err(), "nobody reads it");
+    fs::write(&go, "").unwrap();
+    assert_eq!(within("it prints", process.output()).await.unwrap().stdout, "819200\n");
+    writing.await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_line_that_is_too_long_is_the_end_of_stdin() {
+    let cluster = Cluster::new();
+    let [here, there] = cluster.start_all(["here", "there"]).await;
+    let _serving = there.serve_exec(any()).await.unwrap();
+    offered(&here).await;
+    let mut process = here.exec(Callee::Any, shell("cat; exit 4").messages()).await.unwrap();
+    let mut stdin = process.stdin.take().unwrap();
+    stdin.write_all(b"short\n").await.unwrap();
+    let long = vec![b'x'; (16 << 20) + (1 << 20)];
+    assert!(within("it is not taken", stdin.write_all(&long)).await.is_err());
+    let output = within("it ends", process.output()).await.unwrap();
+    assert_eq!((output.exit, &output.stdout[..]), (ProcessExit::Code(4), &b"short\n"[..]));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_runs_a_program_in_the_name_of_another() {
+    let cluster = Cluster::new();
+    let [here, there] = cluster.start_all(["here", "there"]).await;
+    let _serving = there.serve_exec(any()).await.unwrap();
+    offered(&here).await;
+    let ask = shell("echo $MESHD_FROM $MESHD_MESH").env("MESHD_FROM", "root").env("MESHD_MESH", "another");
+    let output = here.exec(Callee::Any, ask).await.unwrap().output().await.unwrap();
+    let expected = format!("{} {}\n", here.id(), here.mesh());
+    assert_eq!(String::from_utf8_lossy(&output.stdout), expected);
+}

@@ -257,7 +257,7 @@ fn who_waits_in_vain_fails_and_says_for_what() {
     for said in [
         "needy   * waits for somebody who offers resize",
         "needy   * failed for good: there is not somebody who offers resize, after 2s 500ms",
-        "later   * failed for good: needy was not started",
+        "later   * failed for good: needy is not there",
         "missing * failed for good: cannot run no-such-program: No such file",
         "nowhere * failed for good: it cannot run in",
         "hint: ",

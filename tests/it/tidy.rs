@@ -25,6 +25,7 @@ const FORBIDDEN: &[(&str, &[&str])] = &[
         &["libp2p::", "crate::mesh", "crate::keys", "crate::wire", "crate::config", "crate::net", "crate::protocol"],
     ),
     ("bench", &["crate::node", "crate::socket", "crate::daemon", "crate::cli"]),
+    ("keeper.rs", &["libp2p::", "crate::"]),
     (
         "files",
         &["libp2p::", "crate::wire", "crate::net", "crate::protocol", "crate::socket", "crate::daemon", "crate::cli"],
