@@ -126,22 +126,30 @@ impl List {
                 self.found.extend(found);
                 self.pages = if over { Pages::Over } else { Pages::Here(walk) };
             }
-            Pages::There(channel) => match channel.next().await {
-                Ok(Some(item)) => {
-                    self.found.extend(Vec::<Found>::from(words::decode::<Page>(&item.payload)?));
-                    self.pages = Pages::There(channel);
-                }
-                Ok(None) => self.pages = Pages::Over,
-                Err(error) => {
-                    let Place::There(far, _) = &self.place else { return Ok(()) };
-                    let trouble = far.list_trouble(error);
-                    if trouble.kind != Kind::Lost || !self.waits {
-                        return Err(trouble);
+            Pages::There(channel) => {
+                let Place::There(far, _) = &self.place else { return Ok(()) };
+                let trouble = match channel.next().await {
+                    Ok(Some(item)) => {
+                        self.pages = match words::decode::<Page>(&item.payload)?.found() {
+                            Some(found) => {
+                                self.found.extend(found);
+                                Pages::There(channel)
+                            }
+                            None => Pages::Over,
+                        };
+                        return Ok(());
                     }
-                    let far = Arc::clone(far);
-                    far.back(channel.far()).await?; // and it goes on after the last that came
+                    // It was closed amid the list.
+                    Ok(None) => Trouble::new(Kind::Lost, format!("{} is lost: it stopped to list", far.name())),
+                    Err(error) => far.list_trouble(error),
+                };
+                if trouble.kind != Kind::Lost || !self.waits || self.tries >= far::TRIES {
+                    return Err(trouble);
                 }
-            },
+                self.tries += 1;
+                let far = Arc::clone(far);
+                far.back(channel.far()).await?; // and it goes on after the last that came
+            }
             Pages::Unopened => self.open().await?,
         }
         Ok(())

@@ -92,8 +92,12 @@ async fn answer(node: Node, shares: Arc<Shares>, peer: PeerId, payload: Bytes) -
 async fn list(node: Node, shares: Arc<Shares>, channel: Channel) -> Result<(), Trouble> {
     let request = channel.request().map(|item| item.payload.clone()).unwrap_or_default();
     let ListAsked { share, purpose, wanted } = words::decode(&request)?;
-    let (store, root) = (shares.store(&node, channel.far().peer, &share)?, wanted.root.clone());
-    let mut going = blocking(move || Ok((store.walk(purpose, wanted)?, store))).await?;
+    let (root, peer, of) = (wanted.root.clone(), channel.far().peer, Arc::clone(&shares));
+    let opened = blocking(move || {
+        let store = of.store(&node, peer, &share)?;
+        Ok((store.walk(purpose, wanted)?, store))
+    });
+    let mut going = opened.await?;
     loop {
         let turn = shares.lists.acquire().await.map_err(|_| Trouble::new(Kind::Closed, "it ends"))?;
         let root = root.clone();
@@ -109,6 +113,7 @@ async fn list(node: Node, shares: Arc<Shares>, channel: Channel) -> Result<(), T
             return Ok(()); // nobody wants it any more
         }
         if over {
+            let _ = channel.send_bytes(words::encode(&Page::END)?).await; // as above
             channel.finish();
             let _ = channel.closed().await; // the pages are to be taken before the channel goes
             return Ok(());

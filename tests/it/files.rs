@@ -596,10 +596,11 @@ async fn what_a_hostile_node_names_is_not_written_outside() {
             let name: Vec<u8> = named.lock().unwrap().clone();
             async move {
                 let line = Value::Array(vec![path(&name), (content.len() as u64).into(), 1.into(), 0o644.into()]);
-                let page = Value::Array(vec![Value::Map(vec![("f".into(), line)])]);
-                let mut bytes = Vec::new();
-                ciborium::into_writer(&page, &mut bytes).unwrap();
-                let _ = channel.send_bytes(bytes).await;
+                for page in [Value::Array(vec![Value::Map(vec![("f".into(), line)])]), Value::Null] {
+                    let mut bytes = Vec::new();
+                    ciborium::into_writer(&page, &mut bytes).unwrap();
+                    let _ = channel.send_bytes(bytes).await;
+                }
                 channel.finish();
                 let _ = channel.closed().await;
                 Ok(())
