@@ -182,7 +182,8 @@ impl Walk {
         let text = path.to_string();
         let selected = level.taken || self.matcher.as_ref().is_none_or(|matcher| matcher.whole.is_match(&text));
         let may_be_directory = matches!(file_type, FileType::Directory | FileType::Unknown);
-        let leads_on = || self.matcher.as_ref().is_some_and(|matcher| matcher.leads_on(&String::from_utf8_lossy(&name), depth));
+        let leads_on =
+            || self.matcher.as_ref().is_some_and(|matcher| matcher.leads_on(&String::from_utf8_lossy(&name), depth));
         let descends = may_be_directory && if selected { self.wanted.recursive } else { leads_on() };
         let is_told = selected && !told && (may_be_directory || !self.wanted.directories);
         if !descends && !is_told {

@@ -1029,6 +1029,8 @@ struct Liar {
 
 async fn lie(node: &Node, pattern: Value, names: &'static [&'static str]) -> Liar {
     let content = b"from a hostile node";
+    let root = (pattern == Value::Null)
+        .then(|| Value::Map(vec![("d".into(), Value::Array(vec![path(b""), 1.into(), 0o755.into()]))]));
     let serving = node.serve_requests("meshd.files", ServeOptions::default(), move |request| {
         let pattern = pattern.clone();
         async move {
@@ -1054,20 +1056,23 @@ async fn lie(node: &Node, pattern: Value, names: &'static [&'static str]) -> Lia
             Ok((Codec::Bytes, packed(&answer, &data)))
         }
     });
-    let lists = node.serve_channels("meshd.files.list", move |channel| async move {
-        let line = |name: &&str| {
-            let bytes = if name.contains("large") { 2 * MIB } else { content.len() };
-            let line = vec![path(name.as_bytes()), (bytes as u64).into(), 1.into(), 0o644.into()];
-            Value::Map(vec![("f".into(), Value::Array(line))])
-        };
-        for page in [Value::Array(names.iter().map(line).collect()), Value::Null] {
-            let mut bytes = Vec::new();
-            ciborium::into_writer(&page, &mut bytes).unwrap();
-            let _ = channel.send_bytes(bytes).await;
+    let lists = node.serve_channels("meshd.files.list", move |channel| {
+        let root = root.clone();
+        async move {
+            let line = |name: &&str| {
+                let bytes = if name.contains("large") { 2 * MIB } else { content.len() };
+                let line = vec![path(name.as_bytes()), (bytes as u64).into(), 1.into(), 0o644.into()];
+                Value::Map(vec![("f".into(), Value::Array(line))])
+            };
+            for page in [Value::Array(root.into_iter().chain(names.iter().map(line)).collect()), Value::Null] {
+                let mut bytes = Vec::new();
+                ciborium::into_writer(&page, &mut bytes).unwrap();
+                let _ = channel.send_bytes(bytes).await;
+            }
+            channel.finish();
+            let _ = channel.closed().await;
+            Ok(())
         }
-        channel.finish();
-        let _ = channel.closed().await;
-        Ok(())
     });
     Liar { _serving: serving.await.unwrap(), _lists: lists.await.unwrap() }
 }
