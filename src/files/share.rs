@@ -121,13 +121,16 @@ async fn list(node: Node, shares: Arc<Shares>, channel: Channel) -> Result<(), T
     }
 }
 
-/// As much of a list as goes out at once, and whether that is the end.
+/// As much of a list as goes out at once, and whether that is the end. It may be nothing: who waits for what is rare among much
+/// else may have gone meanwhile, and others wait for a turn.
 pub(super) fn page(walk: &mut Walk, shows: impl Fn(&Found) -> bool) -> (Vec<Found>, bool) {
     let (mut found, mut bytes, mut seen) = (Vec::new(), 0, 0);
     while bytes < PAGE_BYTES && seen < PAGE {
-        let Some(next) = walk.next() else { return (found, true) };
+        let Some(next) = walk.look() else { return (found, true) };
         seen += 1;
-        if shows(&next) {
+        if let Some(next) = next
+            && shows(&next)
+        {
             bytes += next.path().as_bytes().len() + 32;
             found.push(next);
         }
@@ -181,7 +184,26 @@ fn nothing_shared() -> Trouble {
 /// Requests that are answered at a time: what they wait for is the disk.
 const ANSWERS_AT_ONCE: usize = 32;
 const LISTS_AT_ONCE: usize = 8;
-/// Entries of a page, and bytes of their paths, about.
+/// Entries that are looked at for a page, and bytes of their paths, about.
 const PAGE: usize = 512;
 const PAGE_BYTES: usize = 48 << 10;
 const TIDY_EVERY: Duration = Duration::from_secs(30);
+
+#[cfg(test)]
+mod tests {
+    use super::super::walk::{Wanted, pattern};
+    use super::*;
+
+    #[test]
+    fn a_page_is_sent_after_a_while_though_nothing_was_found() {
+        let folder = tempfile::tempdir().unwrap();
+        for number in 0..3 * PAGE {
+            std::fs::write(folder.path().join(number.to_string()), "").unwrap();
+        }
+        let tree = Tree::open(folder.path()).unwrap();
+        let wanted = Wanted { pattern: Some(pattern("**/rare")), recursive: true, ..Wanted::default() };
+        let mut walk = Walk::new(&tree, wanted).unwrap();
+        let pages = std::iter::from_fn(|| Some(page(&mut walk, |_| true)).filter(|(_, over)| !over));
+        assert_eq!(pages.count(), 3);
+    }
+}

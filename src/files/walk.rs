@@ -159,6 +159,14 @@ impl Walk {
         Ok(walk)
     }
 
+    /// Looks at one thing more, and gives it if it is wanted. `None` at the end.
+    pub(super) fn look(&mut self) -> Option<Option<Found>> {
+        match self.first.take() {
+            Some(first) => Some(Some(first)),
+            None => self.step(),
+        }
+    }
+
     fn step(&mut self) -> Option<Option<Found>> {
         let depth = self.levels.len();
         let level = self.levels.last_mut()?;
@@ -226,11 +234,8 @@ impl Iterator for Walk {
     type Item = Found;
 
     fn next(&mut self) -> Option<Found> {
-        if let Some(first) = self.first.take() {
-            return Some(first);
-        }
         loop {
-            if let Some(found) = self.step()? {
+            if let Some(found) = self.look()? {
                 return Some(found);
             }
         }
