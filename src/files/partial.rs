@@ -510,9 +510,9 @@ mod tests {
             open().put(0, chunks::hash(0, &bytes), &bytes).unwrap();
             assert_eq!(open().bits(), [1]);
             if moves {
-                fs::rename(&into, &away).unwrap()
+                fs::rename(&into, &away).unwrap();
             } else {
-                fs::remove_dir_all(&into).unwrap()
+                fs::remove_dir_all(&into).unwrap();
             }
             fs::create_dir(&into).unwrap();
             assert_eq!(open().bits(), [0]);

@@ -1175,3 +1175,40 @@ async fn a_directory_in_the_way_stays_if_the_file_cannot_be_read() {
     pair.run(pair.far(""), pair.near("copy"), MIRROR).await.well();
     assert_eq!(tree(&pair.here.path().join("copy")), tree(pair.there.path()));
 }
+
+/// Who opens lists and does not read them takes no more than so much.
+#[tokio::test(flavor = "multi_thread")]
+async fn lists_that_nobody_reads_are_few() {
+    let pair = Pair::new(ShareMode::Read).await;
+    for number in 0..4000 {
+        fs::write(pair.there.path().join(format!("{number:05}{}", "x".repeat(120))), "").unwrap();
+    }
+    until("lists are offered", async || pair.client.service("meshd.files.list").unwrap().has_providers()).await;
+    let wanted = ["root", "pattern", "recursive", "directories", "after"].map(|name| {
+        let value = match name {
+            "root" => path(b""),
+            "recursive" | "directories" => false.into(),
+            _ => Value::Null,
+        };
+        (name.into(), value)
+    });
+    let asked = [("share", "data".into()), ("purpose", "Get".into()), ("wanted", Value::Map(wanted.to_vec()))];
+    let asked = Value::Map(asked.into_iter().map(|(name, value)| (name.into(), value)).collect());
+    let mut request = Vec::new();
+    ciborium::into_writer(&asked, &mut request).unwrap();
+    let open = async || {
+        let request = meshd::Item { codec: Codec::Bytes, payload: request.clone().into() };
+        let options = meshd::OpenOptions { request, ..meshd::OpenOptions::default() };
+        pair.client.open_with("meshd.files.list", options).await.unwrap()
+    };
+    let mut lists = Vec::new();
+    for _ in 0..32 {
+        let list = open().await;
+        within("a page comes", list.next()).await.unwrap().expect("a page");
+        lists.push(list);
+    }
+    let late = open().await;
+    assert!(tokio::time::timeout(Duration::from_millis(300), late.next()).await.is_err(), "it waits");
+    drop(lists.pop());
+    within("it has its turn", late.next()).await.unwrap().expect("a page");
+}
