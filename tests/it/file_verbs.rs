@@ -695,8 +695,11 @@ fn same(one: &Path, other: &Path) -> bool {
     read(one) == read(other)
 }
 
-/// All below a directory: path (with `/` behind directories), mode, content or what a link says, and time of files.
-fn tree(dir: &Path) -> BTreeMap<String, (u32, Vec<u8>, (i64, i64))> {
+/// Mode, content or what a link says, time in seconds and nanoseconds.
+type Known = (u32, Vec<u8>, (i64, i64));
+
+/// All below a directory, by path, with `/` behind directories.
+fn tree(dir: &Path) -> BTreeMap<String, Known> {
     let mut found = BTreeMap::new();
     let mut left = vec![dir.to_owned()];
     while let Some(next) = left.pop() {

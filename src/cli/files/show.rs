@@ -180,9 +180,16 @@ impl Closing {
             format!("would change {}, {}", count(*files), amount(*bytes))
         } else {
             let seconds = took.as_secs_f64();
-            // Bytes a second mean nothing for what is done in no time.
-            let rate = if seconds >= 0.001 { amount((*bytes as f64 / seconds) as u64) } else { amount(*bytes) };
-            format!("{}, {} in {seconds:.1} s ({rate}/s)", count(*files), amount(*bytes))
+            let time = if seconds < 1.0 { format!("{} ms", took.as_millis()) } else { format!("{seconds:.1} s") };
+            match bytes {
+                0 => format!("{} in {time}", count(*files)),
+                // Bytes a second mean nothing for what is done in no time.
+                _ if seconds < 0.001 => format!("{}, {} in {time}", count(*files), amount(*bytes)),
+                _ => {
+                    let rate = amount((*bytes as f64 / seconds) as u64);
+                    format!("{}, {} in {time} ({rate}/s)", count(*files), amount(*bytes))
+                }
+            }
         };
         for (figure, text) in [
             ((*resumed > 0).then(|| amount(*resumed)), "were there already"),
@@ -283,11 +290,12 @@ mod tests {
 
     #[test]
     fn the_closing_line_says_what_came_of_it() {
-        assert_eq!(closing(1, 0, 0).line(false), "1 file, 0 B in 0.0 s (0 B/s)");
+        assert_eq!(closing(1, 0, 0).line(false), "1 file in 0 ms");
+        assert_eq!(closing(2, 1 << 20, 250).line(false), "2 files, 1.0 MiB in 250 ms (4.0 MiB/s)");
         let some = Closing { resumed: 400 << 20, ..closing(3, 1200 << 20, 2000) };
         assert_eq!(some.line(false), "3 files, 1.2 GiB in 2.0 s (600 MiB/s), 400 MiB were there already");
         let all = Closing { unchanged: 2, deleted: 3, failed: 4, ..closing(0, 0, 1) };
-        assert_eq!(all.line(false), "0 files, 0 B in 0.0 s (0 B/s), 3 deleted, 2 unchanged, 4 failed");
+        assert_eq!(all.line(false), "0 files in 1 ms, 3 deleted, 2 unchanged, 4 failed");
         assert_eq!(all.line(true), "would change 0 files, 0 B, 3 to be deleted, 2 unchanged, 4 failed");
     }
 }
