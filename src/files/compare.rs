@@ -131,7 +131,10 @@ impl Offers {
                 {
                     offer.holders.push((at, info.modified_ns));
                 }
-                (Some(Found::Unread(path, why)), _) => unread = Some((path, why)),
+                (Some(Found::Unread(path, why)), _) => {
+                    self.incomplete |= self.heads.len() > 1; // another may have it, and not what is below
+                    unread = Some((path, why));
+                }
                 _ => {}
             }
             self.advance(at).await?;

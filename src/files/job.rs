@@ -22,6 +22,7 @@ use super::place::Place;
 use super::store::{Guard, Store};
 use super::target::{Leg, Source, Tally, Target, joined};
 use super::tree::Tree;
+use super::trouble::Kind;
 use super::words::Purpose;
 use crate::mesh::{FarPlace, FileEvent, FileJob, FileKind, FilePlace, JobKind, NodeId, NodeName, SharePath};
 use crate::node::Node;
@@ -221,6 +222,7 @@ impl Job {
         taken: &Taken,
     ) -> Result<(Vec<Source>, bool), FileError> {
         let (mut sources, mut refused, mut is_directory) = (Vec::new(), None, false);
+        let deletes = matches!(self.kind, JobKind::Sync { delete: true, .. });
         for node in nodes {
             let far = Arc::new(Far::new(&self.node, node.clone(), by_name, taken, Some(target.teller.clone())));
             let name = far.name().to_string();
@@ -237,6 +239,8 @@ impl Job {
                         sources.push(Source { place: from, root, pattern, lost });
                     }
                 }
+                // What it has is not known: nothing can be deleted because others have it not.
+                Err(trouble) if trouble.kind != Kind::NotThere && deletes => return Err(trouble.of(name)),
                 Err(trouble) => {
                     refused.get_or_insert_with(|| trouble.of(name));
                 }

@@ -56,10 +56,6 @@ type Hashing<'a> = BoxFuture<'a, (usize, Result<[u8; 32], Trouble>)>;
 impl Leg {
     /// Moves small files, each whole or not at all.
     pub(super) async fn small(self: &Arc<Self>, offers: Vec<(Offer, Was)>) -> Result<(), Trouble> {
-        let in_the_way = offers.iter().filter(|(_, was)| *was == Was::InTheWay);
-        let in_the_way: Vec<Change> =
-            in_the_way.map(|(offer, _)| Change::Delete { path: self.to.join(&offer.info.path) }).collect();
-        let _ = self.changed(in_the_way).await?; // what is still there is told as what fails next
         let mut by_source: BTreeMap<usize, Vec<(Offer, Was)>> = BTreeMap::new();
         for (turn, (offer, was)) in offers.into_iter().enumerate() {
             by_source.entry(self.holder(&offer, turn)).or_default().push((offer, was));
@@ -121,6 +117,8 @@ impl Leg {
         if sent.is_empty() {
             return Ok(());
         }
+        let in_the_way = sent.iter().filter(|(_, was, _)| **was == Was::InTheWay);
+        self.make_room(in_the_way.map(|(offer, ..)| *offer)).await?;
         let paths = sent.iter().map(|(offer, ..)| self.to.join(&offer.info.path)).collect();
         let Answer::Done(outcomes) = self.sink.ask(Ask::Write { paths, records: written }, data).await?.0 else {
             return Err(unexpected());
@@ -134,6 +132,13 @@ impl Leg {
                 Err(trouble) => self.not_moved(offer, was, trouble).await?,
             }
         }
+        Ok(())
+    }
+
+    /// Deletes what is in the way of files, all of which has come: it would be lost for nothing if they did not.
+    async fn make_room(&self, offers: impl Iterator<Item = &Offer>) -> Result<(), Trouble> {
+        let deletions = offers.map(|offer| Change::Delete { path: self.to.join(&offer.info.path) }).collect();
+        let _ = self.changed(deletions).await?; // what is still there is told as what fails next
         Ok(())
     }
 
@@ -166,11 +171,8 @@ impl Leg {
         if offer.info.bytes <= CHUNK {
             return self.small(vec![(offer, was)]).await;
         }
-        if was == Was::InTheWay {
-            let _ = self.changed(vec![Change::Delete { path: self.to.join(&offer.info.path) }]).await?; // as above
-        }
         self.target.begun(self.below.join(&offer.info.path), offer.info.bytes).await;
-        match self.large(&offer).await {
+        match self.large(&offer, &was).await {
             Ok(bytes) => {
                 self.target.done(self.below.join(&offer.info.path), bytes, was.done()).await;
                 Ok(())
@@ -226,7 +228,7 @@ impl Leg {
             tally.planned_bytes.fetch_sub(offer.info.bytes, Ordering::Relaxed);
             offer.holders = vec![(number, info.modified_ns)];
             offer.info = crate::mesh::FileInfo { path: offer.info.path, ..info };
-            match self.once_more(&offer).await {
+            match self.once_more(&offer, &was).await {
                 Ok(bytes) => {
                     self.target.done(self.below.join(&offer.info.path), bytes, was.done()).await;
                     return Ok(());
@@ -242,9 +244,9 @@ impl Leg {
         Ok(())
     }
 
-    async fn once_more(&self, offer: &Offer) -> Result<u64, Trouble> {
+    async fn once_more(&self, offer: &Offer, was: &Was) -> Result<u64, Trouble> {
         if offer.info.bytes > CHUNK {
-            return self.large(offer).await;
+            return self.large(offer, was).await;
         }
         let source = &self.sources[offer.holders[0].0];
         let paths = vec![source.root.join(&offer.info.path)];
@@ -252,6 +254,9 @@ impl Leg {
             return Err(unexpected());
         };
         let bytes = data.len() as u64;
+        if *was == Was::InTheWay && matches!(records[..], [Record::Read { .. }]) {
+            self.make_room([offer].into_iter()).await?;
+        }
         let paths = vec![self.to.join(&offer.info.path)];
         match self.sink.ask(Ask::Write { paths, records }, data).await?.0 {
             Answer::Done(mut done) if done.len() == 1 => {
@@ -264,9 +269,9 @@ impl Leg {
     }
 
     /// Moves a file in chunks: what is there already is not moved again. Gives the bytes that were.
-    async fn large(&self, offer: &Offer) -> Result<u64, Trouble> {
+    async fn large(&self, offer: &Offer, was: &Was) -> Result<u64, Trouble> {
         let (mut counted, mut resumed) = (0, 0);
-        let moved = self.chunks(offer, &mut counted, &mut resumed).await;
+        let moved = self.chunks(offer, was, &mut counted, &mut resumed).await;
         if moved.is_err() {
             self.target.tally.bytes.fetch_sub(counted, Ordering::Relaxed);
             self.target.tally.resumed.fetch_sub(resumed, Ordering::Relaxed);
@@ -274,7 +279,7 @@ impl Leg {
         moved
     }
 
-    async fn chunks(&self, offer: &Offer, counted: &mut u64, resumed: &mut u64) -> Result<u64, Trouble> {
+    async fn chunks(&self, offer: &Offer, was: &Was, counted: &mut u64, resumed: &mut u64) -> Result<u64, Trouble> {
         let size = offer.info.bytes;
         let version = Version { size, modified_ns: offer.info.modified_ns };
         let (path, count) = (self.to.join(&offer.info.path), chunks::count(size));
@@ -361,6 +366,9 @@ impl Leg {
         let root = root.finish(count).ok_or_else(|| Trouble::new(Kind::Changed, format!("{path}: it is not whole")))?;
         if agreed.is_some_and(|agreed| agreed != root) {
             return Err(Trouble::new(Kind::Changed, format!("{path}: those who have it have not the same")));
+        }
+        if *was == Was::InTheWay {
+            self.make_room([offer].into_iter()).await?;
         }
         self.sink.ask(Ask::Finish { path, version, mode: offer.info.mode, root }, Bytes::new()).await?;
         Ok(moved)

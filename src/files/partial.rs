@@ -36,7 +36,8 @@ pub(super) struct Partial {
     version: Version,
     data: OwnedFd,
     list: OwnedFd,
-    held: Mutex<Held>,
+    /// Locked while a chunk and its value are written, and while it takes its place. `None`: it has.
+    held: Mutex<Option<Held>>,
 }
 
 /// The large files that are open.
@@ -70,7 +71,8 @@ impl Partials {
     ) -> Result<Arc<Partial>, Trouble> {
         let slot = self.slot((place.to_owned(), path.clone()))?;
         let mut slot = slot.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(partial) = &*slot {
+        let directory = directory()?;
+        if let Some(partial) = slot.as_ref().filter(|partial| partial.is_in(&directory)) {
             if partial.version == version {
                 return Ok(Arc::clone(partial));
             }
@@ -79,7 +81,7 @@ impl Partials {
             }
         }
         *slot = None; // if it was another version, its lock goes with it
-        let partial = Arc::new(Partial::open(directory()?, path, version)?);
+        let partial = Arc::new(Partial::open(directory, path, version)?);
         *slot = Some(Arc::clone(&partial));
         Ok(partial)
     }
@@ -140,16 +142,21 @@ impl Partial {
                 return Err(Trouble::new(Kind::Failed, format!("{path}: what is to become it is no file")));
             }
         }
-        let held = Mutex::new(Held::new(chunks::count(version.size)));
+        let held = Mutex::default();
         let partial = Self { directory, path: path.clone(), version, data, list, held };
         let mut head = [0; HEAD];
         let known = read_at(&partial.list, &mut head, 0).map_err(io)? == HEAD && head == partial.head();
-        if known {
-            partial.check().map_err(io)?;
-        } else {
-            partial.reset().map_err(io)?;
-        }
+        let held = if known { partial.check() } else { partial.reset() };
+        *partial.held() = Some(held.map_err(io)?);
         Ok(partial)
+    }
+
+    /// Whether that directory is the one that it is in, and it still is: both may have been deleted or moved meanwhile.
+    fn is_in(&self, directory: &OwnedFd) -> bool {
+        let stat = |file: &OwnedFd| rustix::fs::fstat(file).ok();
+        let is_named = |file| stat(file).is_some_and(|stat| stat.st_nlink > 0);
+        let place = |directory| stat(directory).map(|stat| (stat.st_dev, stat.st_ino));
+        place(directory) == place(&self.directory) && is_named(&self.list) && is_named(&self.data)
     }
 
     fn head(&self) -> [u8; HEAD] {
@@ -161,16 +168,16 @@ impl Partial {
     }
 
     /// Nothing is there.
-    fn reset(&self) -> io::Result<()> {
-        *self.held() = Held::new(chunks::count(self.version.size));
+    fn reset(&self) -> io::Result<Held> {
         rustix::fs::ftruncate(&self.list, 0)?;
         rustix::fs::ftruncate(&self.data, 0)?;
         rustix::fs::ftruncate(&self.data, self.version.size)?;
-        write_at(&self.list, &self.head(), 0)
+        write_at(&self.list, &self.head(), 0)?;
+        Ok(Held::new(chunks::count(self.version.size)))
     }
 
     /// Reads again what is said to be there: the machine may have stopped before all was on the disk.
-    fn check(&self) -> io::Result<()> {
+    fn check(&self) -> io::Result<Held> {
         let mut chunk = vec![0; CHUNK as usize];
         let mut held = Held::new(chunks::count(self.version.size));
         for index in 0..chunks::count(self.version.size) {
@@ -184,8 +191,7 @@ impl Partial {
             }
         }
         rustix::fs::ftruncate(&self.data, self.version.size)?;
-        *self.held() = held;
-        Ok(())
+        Ok(held)
     }
 
     fn value(&self, index: u64) -> io::Result<Option<ChainingValue>> {
@@ -194,13 +200,13 @@ impl Partial {
         Ok((read == 32 && value != [0; 32]).then_some(value))
     }
 
-    fn held(&self) -> MutexGuard<'_, Held> {
+    fn held(&self) -> MutexGuard<'_, Option<Held>> {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Which chunks are there, a bit each.
     pub(super) fn bits(&self) -> Vec<u8> {
-        self.held().as_bytes().to_owned()
+        self.held().as_ref().map(|held| held.as_bytes().to_owned()).unwrap_or_default()
     }
 
     /// The chaining values of some chunks, zeros for those that are not there.
@@ -218,17 +224,24 @@ impl Partial {
             return Err(Trouble::new(Kind::Changed, format!("{}: a chunk is not what it is said to be", self.path)));
         }
         let io = |error: io::Error| Trouble::io(&self.path, &error);
+        let mut held = self.held();
+        let held = held.as_mut().ok_or_else(|| self.over())?;
         write_at(&self.data, bytes, index * CHUNK).map_err(io)?;
         write_at(&self.list, &value, HEAD as u64 + index * 32).map_err(io)?;
-        self.held().set(index, true);
+        held.set(index, true);
         Ok(())
+    }
+
+    fn over(&self) -> Trouble {
+        Trouble::new(Kind::Changed, format!("{}: it has its place already", self.path))
     }
 
     /// All has come: it takes its place if it is what was meant, and is begun anew if not.
     pub(super) fn finish(&self, mode: u32, root: [u8; 32]) -> Result<(), Trouble> {
         let io = |error: io::Error| Trouble::io(&self.path, &error);
         let chunks = chunks::count(self.version.size);
-        if self.held().count() != chunks {
+        let mut held = self.held();
+        if held.as_ref().ok_or_else(|| self.over())?.count() != chunks {
             return Err(Trouble::new(Kind::Changed, format!("{}: chunks are missing", self.path)));
         }
         let mut whole = Root::default();
@@ -239,11 +252,12 @@ impl Partial {
             }
         }
         if whole.finish(chunks) != Some(root) {
-            self.reset().map_err(io)?;
+            *held = Some(self.reset().map_err(io)?);
             return Err(Trouble::new(Kind::Changed, format!("{}: it is not what was sent", self.path)));
         }
         let (part, have) = names(&self.path);
         finish(&self.directory, &self.data, &part, &self.path, mode, self.version.modified_ns).map_err(io)?;
+        *held = None;
         let _ = rustix::fs::unlinkat(&self.directory, &have, AtFlags::empty()); // else it is swept one day
         Ok(())
     }
@@ -433,6 +447,82 @@ mod tests {
         partial.finish(0o640, root).unwrap();
         assert_eq!(fs::read(folder.path().join("film")).unwrap(), file);
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "nothing else is left");
+    }
+
+    #[test]
+    fn nothing_is_written_to_a_file_that_is_whole() {
+        let folder = tempfile::tempdir().unwrap();
+        let version = Version { size: 2 * CHUNK, modified_ns: 1_000_000_007 };
+        let (ours, theirs) = (vec![7; CHUNK as usize], vec![8; CHUNK as usize]);
+        let partial = open(&folder, version).unwrap();
+        for index in 0..2 {
+            partial.put(index, chunks::hash(index, &ours), &ours).unwrap();
+        }
+        partial.finish(0o640, *blake3::hash(&[&ours[..], &ours].concat()).as_bytes()).unwrap();
+        let late = partial.put(0, chunks::hash(0, &theirs), &theirs);
+        assert!(fs::read(folder.path().join("film")).unwrap() == [&ours[..], &ours].concat());
+        assert_eq!(late.unwrap_err().kind, Kind::Changed);
+    }
+
+    /// Many who have not the same, at the same time: what is on the disk is what it is said to be.
+    #[test]
+    fn a_chunk_and_its_value_come_from_one_sender() {
+        let folder = tempfile::tempdir().unwrap();
+        let partial = open(&folder, Version { size: CHUNK + 4096, modified_ns: 1 }).unwrap();
+        let (turn, mixed) = (std::sync::Barrier::new(8), std::sync::atomic::AtomicBool::new(false));
+        std::thread::scope(|scope| {
+            for seed in 0..8 {
+                let (partial, turn, mixed) = (&partial, &turn, &mixed);
+                scope.spawn(move || {
+                    let bytes = vec![seed; 4096];
+                    let value = chunks::hash(1, &bytes);
+                    for _ in 0..20_000 {
+                        turn.wait();
+                        partial.put(1, value, &bytes).unwrap();
+                        if turn.wait().is_leader() {
+                            let mut there = [0; 4096];
+                            read_at(&partial.data, &mut there, CHUNK).unwrap();
+                            mixed.fetch_or(
+                                partial.value(1).unwrap() != Some(chunks::hash(1, &there)),
+                                Ordering::Relaxed,
+                            );
+                        }
+                    }
+                });
+            }
+        });
+        assert!(!mixed.into_inner());
+    }
+
+    /// A directory that was deleted or moved away meanwhile is not written to by its old name.
+    #[test]
+    fn what_arrives_goes_where_it_is_said_to_go_now() {
+        let folder = tempfile::tempdir().unwrap();
+        let (into, away) = (folder.path().join("into"), folder.path().join("away"));
+        let version = Version { size: 2 * CHUNK, modified_ns: 1 };
+        let (bytes, partials) = (vec![7; CHUNK as usize], Partials::default());
+        let open = || {
+            let directory = || Ok(Arc::new(OwnedFd::from(fs::File::open(&into).unwrap())));
+            partials.open("data", &SharePath::new("film").unwrap(), version, directory).unwrap()
+        };
+        for moves in [false, true] {
+            fs::create_dir(&into).unwrap();
+            open().put(0, chunks::hash(0, &bytes), &bytes).unwrap();
+            assert_eq!(open().bits(), [1]);
+            if moves {
+                fs::rename(&into, &away).unwrap();
+            } else {
+                fs::remove_dir_all(&into).unwrap();
+            }
+            fs::create_dir(&into).unwrap();
+            assert_eq!(open().bits(), [0]);
+            for index in 0..2 {
+                open().put(index, chunks::hash(index, &bytes), &bytes).unwrap();
+            }
+            open().finish(0o640, *blake3::hash(&[&bytes[..], &bytes].concat()).as_bytes()).unwrap();
+            assert!(into.join("film").exists() && !away.join("film").exists());
+            fs::remove_dir_all(&into).unwrap();
+        }
     }
 
     #[test]

@@ -11,7 +11,7 @@ use super::far::{self, Far};
 use super::share::{blocking, page};
 use super::store::Store;
 use super::trouble::{Kind, Trouble};
-use super::walk::{Found, Walk, Wanted};
+use super::walk::{Found, Matcher, Pattern, Walk, Wanted};
 use super::words::{self, Answer, Ask, ListAsked, Page, Purpose};
 use crate::mesh::{FileInfo, SharePath};
 use crate::node::Channel;
@@ -31,6 +31,8 @@ pub(super) struct List {
     place: Place,
     purpose: Purpose,
     wanted: Wanted,
+    /// What another node tells of is what was asked for.
+    matcher: Option<Matcher>,
     pages: Pages,
     found: VecDeque<Found>,
     last: Option<SharePath>,
@@ -66,14 +68,19 @@ impl Place {
     pub(super) async fn look(&self, path: &SharePath, purpose: Purpose, through: bool) -> Result<Looked, Trouble> {
         let ask = Ask::Look { path: path.clone(), purpose, through };
         match self.ask(ask, Bytes::new()).await?.0 {
-            Answer::Found { root, pattern, info } => Ok(Looked { root, pattern, info }),
+            // What is not asked for is not taken: neither other files, nor leave to delete others.
+            Answer::Found { root, pattern, info }
+                if pattern.is_none() || pattern == Pattern::split(path).map(|(_, pattern)| pattern) =>
+            {
+                Ok(Looked { root, pattern, info })
+            }
             _ => Err(unexpected()),
         }
     }
 
     pub(super) fn list(&self, purpose: Purpose, wanted: Wanted, waits: bool) -> List {
         let (pages, found, last) = (Pages::Unopened, VecDeque::new(), None);
-        List { place: self.clone(), purpose, wanted, pages, found, last, waits, tries: 0 }
+        List { place: self.clone(), purpose, wanted, matcher: None, pages, found, last, waits, tries: 0 }
     }
 
     /// For people.
@@ -89,7 +96,7 @@ impl Place {
 #[derive(Debug)]
 pub(super) struct Looked {
     pub(super) root: SharePath,
-    pub(super) pattern: Option<super::walk::Pattern>,
+    pub(super) pattern: Option<Pattern>,
     pub(super) info: Option<FileInfo>,
 }
 
@@ -110,6 +117,10 @@ impl List {
         if self.last.as_ref().is_some_and(|last| last.in_order(found.path()) != Ordering::Less) {
             return Err(Trouble::new(Kind::Bad, format!("{}: its list is in no order", self.place.name())));
         }
+        if self.matcher.as_ref().is_some_and(|matcher| !matcher.takes(found.path())) {
+            let text = format!("{}: it lists '{}', which was not asked for", self.place.name(), found.path());
+            return Err(Trouble::new(Kind::Bad, text));
+        }
         self.last = Some(found.path().clone());
         Ok(Some(found))
     }
@@ -126,22 +137,30 @@ impl List {
                 self.found.extend(found);
                 self.pages = if over { Pages::Over } else { Pages::Here(walk) };
             }
-            Pages::There(channel) => match channel.next().await {
-                Ok(Some(item)) => {
-                    self.found.extend(Vec::<Found>::from(words::decode::<Page>(&item.payload)?));
-                    self.pages = Pages::There(channel);
-                }
-                Ok(None) => self.pages = Pages::Over,
-                Err(error) => {
-                    let Place::There(far, _) = &self.place else { return Ok(()) };
-                    let trouble = far.list_trouble(error);
-                    if trouble.kind != Kind::Lost || !self.waits {
-                        return Err(trouble);
+            Pages::There(channel) => {
+                let Place::There(far, _) = &self.place else { return Ok(()) };
+                let trouble = match channel.next().await {
+                    Ok(Some(item)) => {
+                        self.pages = match words::decode::<Page>(&item.payload)?.found() {
+                            Some(found) => {
+                                self.found.extend(found);
+                                Pages::There(channel)
+                            }
+                            None => Pages::Over,
+                        };
+                        return Ok(());
                     }
-                    let far = Arc::clone(far);
-                    far.back(channel.far()).await?; // and it goes on after the last that came
+                    // It was closed amid the list.
+                    Ok(None) => Trouble::new(Kind::Lost, format!("{} is lost: it stopped to list", far.name())),
+                    Err(error) => far.list_trouble(error),
+                };
+                if trouble.kind != Kind::Lost || !self.waits || self.tries >= far::TRIES {
+                    return Err(trouble);
                 }
-            },
+                self.tries += 1;
+                let far = Arc::clone(far);
+                far.back(channel.far()).await?; // and it goes on after the last that came
+            }
             Pages::Unopened => self.open().await?,
         }
         Ok(())
@@ -157,6 +176,11 @@ impl List {
                 self.pages = Pages::Here(Box::new(blocking(move || store.walk(purpose, wanted)).await?));
             }
             Place::There(far, share) => {
+                if self.matcher.is_none()
+                    && let Some(pattern) = &self.wanted.pattern
+                {
+                    self.matcher = Some(pattern.matcher().map_err(|why| Trouble::new(Kind::Bad, why))?);
+                }
                 let id = far.id();
                 match far.list(&ListAsked { share: share.clone(), purpose, wanted }).await {
                     Ok(channel) => self.pages = Pages::There(channel),

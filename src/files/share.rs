@@ -1,8 +1,8 @@
 //! Shares: what this node lets others read and write.
 
 use std::collections::HashMap;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -27,6 +27,8 @@ pub(super) struct Shares {
     partials: Arc<Partials>,
     /// Directories that are read for lists: each takes a thread for as long as a page takes.
     lists: Semaphore,
+    /// Lists that are open, of each peer: each holds directories open, and their names, for as long as it is not read.
+    open: Mutex<HashMap<PeerId, Arc<Semaphore>>>,
 }
 
 /// Says when nobody waits any more.
@@ -50,8 +52,8 @@ pub(super) async fn share(node: &Node, shares: Vec<ShareConfig>) -> Result<Shari
         }
     }
     let partials = Arc::new(Partials::default());
-    let shares =
-        Arc::new(Shares { shares: named, partials: Arc::clone(&partials), lists: Semaphore::new(LISTS_AT_ONCE) });
+    let (lists, open) = (Semaphore::new(LISTS_AT_ONCE), Mutex::default());
+    let shares = Arc::new(Shares { shares: named, partials: Arc::clone(&partials), lists, open });
     let (here, all) = (node.clone(), Arc::clone(&shares));
     let handler = move |request: crate::node::Request| {
         let (node, shares) = (here.clone(), Arc::clone(&all));
@@ -92,8 +94,14 @@ async fn answer(node: Node, shares: Arc<Shares>, peer: PeerId, payload: Bytes) -
 async fn list(node: Node, shares: Arc<Shares>, channel: Channel) -> Result<(), Trouble> {
     let request = channel.request().map(|item| item.payload.clone()).unwrap_or_default();
     let ListAsked { share, purpose, wanted } = words::decode(&request)?;
-    let (store, root) = (shares.store(&node, channel.far().peer, &share)?, wanted.root.clone());
-    let mut going = blocking(move || Ok((store.walk(purpose, wanted)?, store))).await?;
+    let (root, peer, of) = (wanted.root.clone(), channel.far().peer, Arc::clone(&shares));
+    let open = shares.lists_of(peer);
+    let place = open.acquire().await.map_err(|_| Trouble::new(Kind::Closed, "it ends"))?;
+    let opened = blocking(move || {
+        let store = of.store(&node, peer, &share)?;
+        Ok((store.walk(purpose, wanted)?, store))
+    });
+    let mut going = opened.await?;
     loop {
         let turn = shares.lists.acquire().await.map_err(|_| Trouble::new(Kind::Closed, "it ends"))?;
         let root = root.clone();
@@ -109,6 +117,8 @@ async fn list(node: Node, shares: Arc<Shares>, channel: Channel) -> Result<(), T
             return Ok(()); // nobody wants it any more
         }
         if over {
+            drop((going, place));
+            let _ = channel.send_bytes(words::encode(&Page::END)?).await; // as above
             channel.finish();
             let _ = channel.closed().await; // the pages are to be taken before the channel goes
             return Ok(());
@@ -116,13 +126,16 @@ async fn list(node: Node, shares: Arc<Shares>, channel: Channel) -> Result<(), T
     }
 }
 
-/// As much of a list as goes out at once, and whether that is the end.
+/// As much of a list as goes out at once, and whether that is the end. It may be nothing: who waits for what is rare among much
+/// else may have gone meanwhile, and others wait for a turn.
 pub(super) fn page(walk: &mut Walk, shows: impl Fn(&Found) -> bool) -> (Vec<Found>, bool) {
     let (mut found, mut bytes, mut seen) = (Vec::new(), 0, 0);
     while bytes < PAGE_BYTES && seen < PAGE {
-        let Some(next) = walk.next() else { return (found, true) };
+        let Some(next) = walk.look() else { return (found, true) };
         seen += 1;
-        if shows(&next) {
+        if let Some(next) = next
+            && shows(&next)
+        {
             bytes += next.path().as_bytes().len() + 32;
             found.push(next);
         }
@@ -139,6 +152,12 @@ pub(super) async fn blocking<T: Send + 'static>(
 }
 
 impl Shares {
+    fn lists_of(&self, peer: PeerId) -> Arc<Semaphore> {
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        open.retain(|_, lists| Arc::strong_count(lists) > 1);
+        Arc::clone(open.entry(peer).or_insert_with(|| Arc::new(Semaphore::new(LISTS_OF_PEER))))
+    }
+
     fn names(&self) -> Result<Vec<(String, String)>, Trouble> {
         if self.shares.is_empty() {
             return Err(nothing_shared());
@@ -176,7 +195,28 @@ fn nothing_shared() -> Trouble {
 /// Requests that are answered at a time: what they wait for is the disk.
 const ANSWERS_AT_ONCE: usize = 32;
 const LISTS_AT_ONCE: usize = 8;
-/// Entries of a page, and bytes of their paths, about.
+/// Lists that one peer has open: more wait. A job has one for each of the words that it does at once.
+const LISTS_OF_PEER: usize = 32;
+/// Entries that are looked at for a page, and bytes of their paths, about.
 const PAGE: usize = 512;
 const PAGE_BYTES: usize = 48 << 10;
 const TIDY_EVERY: Duration = Duration::from_secs(30);
+
+#[cfg(test)]
+mod tests {
+    use super::super::walk::{Wanted, pattern};
+    use super::*;
+
+    #[test]
+    fn a_page_is_sent_after_a_while_though_nothing_was_found() {
+        let folder = tempfile::tempdir().unwrap();
+        for number in 0..3 * PAGE {
+            std::fs::write(folder.path().join(number.to_string()), "").unwrap();
+        }
+        let tree = Tree::open(folder.path()).unwrap();
+        let wanted = Wanted { pattern: Some(pattern("**/rare")), recursive: true, ..Wanted::default() };
+        let mut walk = Walk::new(&tree, wanted).unwrap();
+        let pages = std::iter::from_fn(|| Some(page(&mut walk, |_| true)).filter(|(_, over)| !over));
+        assert_eq!(pages.count(), 3);
+    }
+}

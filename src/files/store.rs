@@ -75,7 +75,7 @@ impl Store {
                 words(Answer::Values(self.values(&path, version, first, count)?))
             }
             Ask::Hash { path, version, purpose } => {
-                self.guard.allows(purpose, &path)?;
+                self.may(purpose, &path)?;
                 words(Answer::Value(self.hash(&path, version, stop)?))
             }
             Ask::Write { paths, records } => words(Answer::Done(self.write(&paths, records, data)?)),
@@ -106,7 +106,7 @@ impl Store {
     /// # Errors
     /// There is no such place, or it is refused.
     pub(super) fn walk(&self, purpose: Purpose, wanted: Wanted) -> Result<Walk, Trouble> {
-        self.guard.allows(purpose, &wanted.root)?;
+        self.may(purpose, &wanted.root)?;
         Walk::new(&self.tree, Wanted { sweeps: purpose == Purpose::Put, ..wanted })
     }
 
@@ -139,7 +139,7 @@ impl Store {
             }
             (plain, _) => (plain?.0, None, None),
         };
-        self.guard.allows(purpose, &root)?;
+        self.may(purpose, &root)?;
         if info.is_none() && purpose == Purpose::Get {
             return Err(Trouble::new(Kind::NotThere, format!("there is no '{path}'")));
         }
@@ -158,7 +158,7 @@ impl Store {
     }
 
     fn read_one(&self, ways: &mut Ways<'_>, path: &SharePath, data: &mut Vec<u8>) -> Result<Record, Trouble> {
-        self.guard.allows(Purpose::Get, path)?;
+        self.may(Purpose::Get, path)?;
         let (file, version, mode) = open(ways, path)?;
         if version.size > CHUNK || data.len() as u64 + version.size > MOST_AT_ONCE {
             return Err(Trouble::new(Kind::Changed, format!("{path}: it has grown")));
@@ -175,7 +175,7 @@ impl Store {
     }
 
     fn chunk(&self, path: &SharePath, version: Version, index: u64) -> Result<(Answer, Bytes), Trouble> {
-        self.guard.allows(Purpose::Get, path)?;
+        self.may(Purpose::Get, path)?;
         let file = open_version(&self.tree, path, version)?;
         let mut bytes = Vec::with_capacity(CHUNK as usize + HEADROOM);
         bytes.resize(chunks::length(version.size, index), 0);
@@ -188,7 +188,7 @@ impl Store {
     }
 
     fn values(&self, path: &SharePath, version: Version, first: u64, count: u64) -> Result<Vec<u8>, Trouble> {
-        self.guard.allows(Purpose::Get, path)?;
+        self.may(Purpose::Get, path)?;
         let count = some(version, first, count)?;
         let file = open_version(&self.tree, path, version)?;
         let mut bytes = vec![0; CHUNK as usize];
@@ -223,11 +223,12 @@ impl Store {
 
     // Writing.
 
-    fn may_put(&self, path: &SharePath) -> Result<(), Trouble> {
+    /// Nobody reads or writes by its name what is not whole yet: the rules are about the name that it will have.
+    fn may(&self, purpose: Purpose, path: &SharePath) -> Result<(), Trouble> {
         if path.parts().any(partial::is_partial) {
             return Err(Trouble::new(Kind::Refused, format!("{path}: names of files that are not whole yet")));
         }
-        self.guard.allows(Purpose::Put, path)
+        self.guard.allows(purpose, path)
     }
 
     fn write(&self, paths: &[SharePath], records: Vec<Record>, data: &Bytes) -> Result<Vec<Outcome>, Trouble> {
@@ -243,7 +244,7 @@ impl Store {
             at += bytes;
             let content =
                 content.ok_or_else(|| Trouble::new(Kind::Changed, format!("{path}: it is not what was sent")))?;
-            self.may_put(path)?;
+            self.may(Purpose::Put, path)?;
             let io = |error: io::Error| Trouble::io(path, &error);
             let (directory, _) = ways.make(path).map_err(io)?;
             partial::write(&directory, path, content, mode, modified_ns).map_err(io)?;
@@ -254,7 +255,7 @@ impl Store {
 
     fn change(&self, ways: &mut Ways<'_>, change: &Change) -> Result<u64, Trouble> {
         let path = change.path();
-        self.may_put(path)?;
+        self.may(Purpose::Put, path)?;
         let io = |error: io::Error| Trouble::io(path, &error);
         match change {
             Change::Directory { .. } if path.is_root() => Ok(0),
@@ -322,7 +323,7 @@ impl Store {
     }
 
     fn partial(&self, path: &SharePath, version: Version) -> Result<Arc<partial::Partial>, Trouble> {
-        self.may_put(path)?;
+        self.may(Purpose::Put, path)?;
         self.partials.open(self.guard.place(), path, version, || {
             let io = |error: io::Error| Trouble::io(path, &error);
             Ok(Ways::new(&self.tree).make(path).map_err(io)?.0)

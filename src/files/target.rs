@@ -251,6 +251,10 @@ impl Leg {
                         leg.alone(offer, was).await
                     });
                 }
+                // What goes into it is not begun before it is there.
+                step @ Step::Directory { was: Was::InTheWay, .. } => {
+                    self.make_changes(self.change(step).into_iter().collect()).await?;
+                }
                 step => {
                     if let Some(change) = self.change(step) {
                         batch.changes.push(change);

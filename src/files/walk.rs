@@ -65,10 +65,10 @@ struct Level {
     taken: bool,
 }
 
-#[derive(Debug)]
-struct Matcher {
+#[derive(Clone, Debug)]
+pub(super) struct Matcher {
     whole: GlobMatcher,
-    /// For the first parts, up to a `**`: what does not match leads to nothing.
+    /// For each of the first parts, up to a `**`: what does not match leads to nothing.
     starts: Vec<GlobMatcher>,
     endless: bool,
 }
@@ -101,7 +101,13 @@ impl Pattern {
         self.matcher().map(drop)
     }
 
-    fn matcher(&self) -> Result<Matcher, String> {
+    /// # Errors
+    /// It is none, and why.
+    pub(super) fn matcher(&self) -> Result<Matcher, String> {
+        // It may come from anybody, and costs memory for each part.
+        if self.0.len() > MAX_PATTERN || self.0.split(|byte| *byte == b'/').count() > MAX_DEPTH {
+            return Err(format!("a pattern has at most {MAX_PATTERN} bytes, and {MAX_DEPTH} parts"));
+        }
         let text = std::str::from_utf8(&self.0).map_err(|_| "a pattern is UTF-8".to_owned())?;
         // Braces and backslashes mean themselves, as in a shell's quotes.
         let text = text.replace('{', "[{]").replace('}', "[}]");
@@ -111,23 +117,22 @@ impl Pattern {
         };
         let parts: Vec<&str> = text.split('/').collect();
         let until = parts.iter().position(|part| part.contains("**"));
-        let starts = (1..=until.unwrap_or(parts.len())).map(|parts_of| glob(&parts[..parts_of].join("/")));
+        let starts = parts[..until.unwrap_or(parts.len())].iter().map(|part| glob(part));
         Ok(Matcher { whole: glob(&text)?, starts: starts.collect::<Result<_, _>>()?, endless: until.is_some() })
     }
 }
 
 impl Matcher {
-    fn leads_on(&self, path: &str, depth: usize) -> bool {
-        match self.starts.get(depth - 1) {
-            Some(start) => start.is_match(path),
-            None => {
-                self.endless
-                    && self.starts.last().is_none_or(|last| {
-                        let start: Vec<&str> = path.split('/').take(self.starts.len()).collect();
-                        last.is_match(start.join("/"))
-                    })
-            }
-        }
+    /// Whether something by that name, so deep in directories that all lead on, may hold what is selected.
+    fn leads_on(&self, name: &str, depth: usize) -> bool {
+        self.starts.get(depth - 1).map_or(self.endless, |start| start.is_match(name))
+    }
+
+    /// Whether it is selected, or below what is.
+    pub(super) fn takes(&self, path: &SharePath) -> bool {
+        let text = path.to_string();
+        let ends = text.match_indices('/').map(|(at, _)| at).chain([text.len()]);
+        ends.into_iter().any(|end| self.whole.is_match(&text[..end]))
     }
 }
 
@@ -154,6 +159,14 @@ impl Walk {
         Ok(walk)
     }
 
+    /// Looks at one thing more, and gives it if it is wanted. `None` at the end.
+    pub(super) fn look(&mut self) -> Option<Option<Found>> {
+        match self.first.take() {
+            Some(first) => Some(Some(first)),
+            None => self.step(),
+        }
+    }
+
     fn step(&mut self) -> Option<Option<Found>> {
         let depth = self.levels.len();
         let level = self.levels.last_mut()?;
@@ -177,7 +190,8 @@ impl Walk {
         let text = path.to_string();
         let selected = level.taken || self.matcher.as_ref().is_none_or(|matcher| matcher.whole.is_match(&text));
         let may_be_directory = matches!(file_type, FileType::Directory | FileType::Unknown);
-        let leads_on = || self.matcher.as_ref().is_some_and(|matcher| matcher.leads_on(&text, depth));
+        let leads_on =
+            || self.matcher.as_ref().is_some_and(|matcher| matcher.leads_on(&String::from_utf8_lossy(&name), depth));
         let descends = may_be_directory && if selected { self.wanted.recursive } else { leads_on() };
         let is_told = selected && !told && (may_be_directory || !self.wanted.directories);
         if !descends && !is_told {
@@ -220,11 +234,8 @@ impl Iterator for Walk {
     type Item = Found;
 
     fn next(&mut self) -> Option<Found> {
-        if let Some(first) = self.first.take() {
-            return Some(first);
-        }
         loop {
-            if let Some(found) = self.step()? {
+            if let Some(found) = self.look()? {
                 return Some(found);
             }
         }
@@ -246,6 +257,8 @@ fn names(directory: &OwnedFd) -> io::Result<Vec<(Vec<u8>, FileType)>> {
 
 /// How deep a tree may be: each level holds a directory open.
 const MAX_DEPTH: usize = 200;
+/// Bytes of a pattern: as of a path.
+const MAX_PATTERN: usize = 4096;
 
 #[cfg(test)]
 pub(super) fn pattern(text: &str) -> Pattern {
@@ -327,6 +340,25 @@ mod tests {
         let (start, rest) = Pattern::split(&path).unwrap();
         assert_eq!((start.to_string(), rest), ("c/d".to_owned(), pattern("**/x*")));
         assert_eq!(Pattern::split(&SharePath::new("a/b").unwrap()), None);
+    }
+
+    #[test]
+    fn what_is_taken_is_what_is_listed() {
+        let (_folder, tree) = tree();
+        let all = list(&tree, Wanted { recursive: true, ..Wanted::default() });
+        for text in ["*.txt", "**/*.txt", "a/*", "?/x", "c/**/f.txt", "[bc]*", "c/*/e", "**", "z/[[]1]"] {
+            let wanted = Wanted { pattern: Some(pattern(text)), recursive: true, ..Wanted::default() };
+            let matcher = pattern(text).matcher().unwrap();
+            let taken = all.iter().skip(1).filter(|path| matcher.takes(&SharePath::new(path.as_str()).unwrap()));
+            assert_eq!(taken.cloned().collect::<Vec<_>>(), list(&tree, wanted), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_pattern_costs_no_more_than_a_path() {
+        assert!(pattern(&"?".repeat(MAX_PATTERN + 1)).check().is_err());
+        assert!(pattern(&vec!["?"; MAX_DEPTH + 1].join("/")).check().is_err());
+        assert!(pattern(&vec!["?"; MAX_DEPTH].join("/")).check().is_ok());
     }
 
     #[test]

@@ -140,9 +140,9 @@ pub(super) enum Change {
     },
 }
 
-/// A part of a list.
+/// A part of a list, or its end: a channel also closes when who lists is stopped, and what was not told of by then is not gone.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub(super) struct Page(Vec<Line>);
+pub(super) struct Page(Option<Vec<Line>>);
 
 /// As in [`FileInfo`], without the names of its fields: there are many.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -199,12 +199,15 @@ impl From<Vec<Found>> for Page {
                 FileKind::Link(to) => Line::Link(path, to, modified_ns, mode),
             },
         };
-        Self(found.into_iter().map(line).collect())
+        Self(Some(found.into_iter().map(line).collect()))
     }
 }
 
-impl From<Page> for Vec<Found> {
-    fn from(Page(lines): Page) -> Self {
+impl Page {
+    pub(super) const END: Self = Self(None);
+
+    /// What it tells of. `None` at the end.
+    pub(super) fn found(self) -> Option<Vec<Found>> {
         let found = |line| {
             let (path, kind, bytes, modified_ns, mode) = match line {
                 Line::Unread(path, why) => return Found::Unread(path, why),
@@ -214,7 +217,7 @@ impl From<Page> for Vec<Found> {
             };
             Found::File(FileInfo { path, kind, bytes, modified_ns, mode })
         };
-        lines.into_iter().map(found).collect()
+        Some(self.0?.into_iter().map(found).collect())
     }
 }
 

@@ -596,10 +596,11 @@ async fn what_a_hostile_node_names_is_not_written_outside() {
             let name: Vec<u8> = named.lock().unwrap().clone();
             async move {
                 let line = Value::Array(vec![path(&name), (content.len() as u64).into(), 1.into(), 0o644.into()]);
-                let page = Value::Array(vec![Value::Map(vec![("f".into(), line)])]);
-                let mut bytes = Vec::new();
-                ciborium::into_writer(&page, &mut bytes).unwrap();
-                let _ = channel.send_bytes(bytes).await;
+                for page in [Value::Array(vec![Value::Map(vec![("f".into(), line)])]), Value::Null] {
+                    let mut bytes = Vec::new();
+                    ciborium::into_writer(&page, &mut bytes).unwrap();
+                    let _ = channel.send_bytes(bytes).await;
+                }
                 channel.finish();
                 let _ = channel.closed().await;
                 Ok(())
@@ -971,4 +972,243 @@ async fn what_was_left_by_a_process_that_is_gone_is_swept() {
     assert!(String::from_utf8_lossy(&reply).contains("Not"));
     let name = std::ffi::OsString::from_vec(b".meshd-0123456789abcdef.have".to_vec());
     assert!(!pair.there.path().join("copy").join(name).exists());
+}
+
+// What is not to be lost.
+
+/// A list that stops amid its files is none that ends there: what has not been told of is not deleted.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_list_that_is_cut_off_deletes_nothing_and_goes_on() {
+    let mut pair = Pair::new(ShareMode::Both).await;
+    // More than is ever under way: so the list waits as long as nobody reads what happens.
+    for number in 0..12_000 {
+        fs::write(pair.there.path().join(format!("{number:05}{}", "x".repeat(120))), "").unwrap();
+    }
+    for path in [pair.there.path().join("zzz"), pair.here.path().join("copy/zzz")] {
+        file(&path, "last");
+        set(&path, 0o644, 1_000_000_000);
+    }
+    let mut transfer = pair.client.transfer(job(vec![pair.far("")], vec![pair.near("copy")], MIRROR)).unwrap();
+    let mut told = Told::default();
+    within("files arrive", async {
+        loop {
+            let event = transfer.next().await.unwrap();
+            let arrives = matches!(event, Ok(FileEvent::Done { .. }));
+            told.add(event);
+            if arrives {
+                return;
+            }
+        }
+    })
+    .await;
+    let (node, sharing) = pair.server.take().unwrap();
+    drop(sharing);
+    let again = async {
+        within("it shares again", async {
+            loop {
+                if let Ok(sharing) = node.share(vec![share(pair.there.path(), ShareMode::Both)]).await {
+                    return sharing;
+                }
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        })
+        .await
+    };
+    let (told, _sharing) = tokio::join!(to_the_end(transfer, told), again);
+    let told = told.well();
+    assert_eq!(told.sums().3, 0, "nothing is deleted");
+    assert_eq!(fs::read(pair.here.path().join("copy/zzz")).unwrap(), b"last");
+    assert_eq!(fs::read_dir(pair.here.path().join("copy")).unwrap().count(), 12_001);
+}
+
+/// A share whose owner tells of what it likes, whatever was asked for.
+struct Liar {
+    _serving: meshd::Serving,
+    _lists: meshd::ChannelService,
+}
+
+async fn lie(node: &Node, pattern: Value, names: &'static [&'static str]) -> Liar {
+    let content = b"from a hostile node";
+    let root = (pattern == Value::Null)
+        .then(|| Value::Map(vec![("d".into(), Value::Array(vec![path(b""), 1.into(), 0o755.into()]))]));
+    let serving = node.serve_requests("meshd.files", ServeOptions::default(), move |request| {
+        let pattern = pattern.clone();
+        async move {
+            let asked = String::from_utf8_lossy(&request.payload).into_owned();
+            let directory = Value::Map(vec![
+                ("path".into(), path(b"")),
+                ("kind".into(), "Directory".into()),
+                ("bytes".into(), 0.into()),
+                ("modified_ns".into(), 1.into()),
+                ("mode".into(), 0o755.into()),
+            ]);
+            let answer = if asked.contains("Look") {
+                let found = vec![("root".into(), path(b"")), ("pattern".into(), pattern), ("info".into(), directory)];
+                Value::Map(vec![("Found".into(), Value::Map(found))])
+            } else {
+                let gone = Value::Map(vec![("Not".into(), Value::Array(vec![5.into(), "it cannot be read".into()]))]);
+                let one = |name: &&&str| if name.contains("gone") { gone.clone() } else { record(content) };
+                let asked_for = names.iter().filter(|name| asked.contains(**name));
+                Value::Map(vec![("Records".into(), Value::Array(asked_for.map(|name| one(&name)).collect()))])
+            };
+            let given = names.iter().filter(|name| asked.contains(**name) && !name.contains("gone")).count();
+            let data = if asked.contains("Look") { Vec::new() } else { content.repeat(given) };
+            Ok((Codec::Bytes, packed(&answer, &data)))
+        }
+    });
+    let lists = node.serve_channels("meshd.files.list", move |channel| {
+        let root = root.clone();
+        async move {
+            let line = |name: &&str| {
+                let bytes = if name.contains("large") { 2 * MIB } else { content.len() };
+                let line = vec![path(name.as_bytes()), (bytes as u64).into(), 1.into(), 0o644.into()];
+                Value::Map(vec![("f".into(), Value::Array(line))])
+            };
+            for page in [Value::Array(root.into_iter().chain(names.iter().map(line)).collect()), Value::Null] {
+                let mut bytes = Vec::new();
+                ciborium::into_writer(&page, &mut bytes).unwrap();
+                let _ = channel.send_bytes(bytes).await;
+            }
+            channel.finish();
+            let _ = channel.closed().await;
+            Ok(())
+        }
+    });
+    Liar { _serving: serving.await.unwrap(), _lists: lists.await.unwrap() }
+}
+
+/// Who asks for `*.txt` gets no `.bashrc`, and nothing is deleted that was not asked for.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hostile_node_gives_nothing_that_the_pattern_does_not_select() {
+    let cluster = Cluster::new();
+    let [hostile, wide, client] = cluster.start_all(["hostile", "wide", "client"]).await;
+    let _names = lie(&hostile, path(b"*.txt"), &[".bashrc", "a.txt"]).await;
+    let _pattern = lie(&wide, path(b"**"), &[".bashrc"]).await;
+    let listed = async || client.service("meshd.files.list").unwrap().providers().len() == 2;
+    until("lists are offered", listed).await;
+    until("files are offered", async || client.service("meshd.files").unwrap().providers().len() == 2).await;
+    let here = TempDir::new().unwrap();
+    file(here.path().join("mine"), "mine");
+    for (node, kind) in [("hostile", JobKind::Copy), ("wide", JobKind::Copy), ("hostile", MIRROR), ("wide", MIRROR)] {
+        let told = run(&client, job(vec![far(node, "*.txt")], vec![near(here.path())], kind)).await;
+        assert!(!here.path().join(".bashrc").exists(), "{node}: {told:#?}");
+        assert!(here.path().join("mine").exists(), "{node}: {told:#?}");
+        assert_eq!(told.errors.len(), 1, "{node}: {told:#?}");
+    }
+}
+
+/// Of two nodes of a name one cannot say what it has: what only it may have is not deleted.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_node_of_a_group_that_does_not_answer_may_have_is_not_deleted() {
+    let (cluster, here) = (Cluster::new(), TempDir::new().unwrap());
+    let client = cluster.start("client").await;
+    let (one, other) = (TempDir::new().unwrap(), TempDir::new().unwrap());
+    file(one.path().join("a"), "a");
+    file(other.path().join("sub/b"), "b");
+    let _one = serve(&cluster, "store", one.path(), ShareMode::Both).await;
+    let _other = serve(&cluster, "store", other.path(), ShareMode::Both).await;
+    offered(&client, 2).await;
+    let sync = || job(vec![far("store", "")], vec![near(&here.path().join("copy"))], MIRROR);
+    run(&client, sync()).await.well();
+    assert!(here.path().join("copy/a").exists() && here.path().join("copy/sub/b").exists());
+    fs::remove_dir_all(other.path()).unwrap();
+    let told = run(&client, sync()).await;
+    assert_eq!(fs::read(here.path().join("copy/sub/b")).unwrap(), b"b", "{told:#?}");
+    assert_eq!(told.errors.len(), 1, "{told:#?}");
+    drop(other);
+}
+
+/// What is not whole yet is read by nobody, whatever rule is about the file.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_that_is_not_whole_yet_cannot_be_read() {
+    let pair = Pair::new(ShareMode::Both).await;
+    let server = &pair.server.as_ref().unwrap().0;
+    let begin = words("data", "Begin", &[("path", path(b"film")), ("version", version(2 * MIB as u64))], b"");
+    ask(&pair.client, server, begin).await.unwrap();
+    let names: Vec<Vec<u8>> = tree(pair.there.path()).into_keys().collect();
+    assert_eq!(names.len(), 2);
+    for name in names {
+        let looked = pair.run(pair.far(std::str::from_utf8(&name).unwrap()), pair.near("got"), JobKind::Copy).await;
+        assert!(matches!(&looked.errors[..], [FileError::Refused { .. }]), "{looked:#?}");
+        let read = words("data", "Read", &[("paths", Value::Array(vec![path(&name)]))], b"");
+        let read = ask(&pair.client, server, read).await.unwrap();
+        assert!(String::from_utf8_lossy(&read).contains("Not"), "{:?}", String::from_utf8_lossy(&read));
+    }
+}
+
+/// A directory takes the place of a file before anything is put into it, however large that is.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_directory_with_large_files_takes_the_place_of_a_file() {
+    let pair = Pair::new(ShareMode::Both).await;
+    for number in 0..4 {
+        file(pair.here.path().join(format!("source/d{number}/large")), noise(2 * MIB, number));
+        file(pair.there.path().join(format!("copy/d{number}")), "in the way");
+    }
+    pair.run(pair.near("source"), pair.far("copy"), MIRROR).await.well();
+    assert_eq!(tree(&pair.there.path().join("copy")), tree(&pair.here.path().join("source")));
+}
+
+/// What is in the way goes when what takes its place has come, not before.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_directory_in_the_way_stays_if_the_file_cannot_be_read() {
+    let cluster = Cluster::new();
+    let [hostile, client] = cluster.start_all(["hostile", "client"]).await;
+    let _lies = lie(&hostile, Value::Null, &["gone-large", "gone-small"]).await;
+    until("it is offered", async || client.service("meshd.files").unwrap().has_providers()).await;
+    until("lists are offered", async || client.service("meshd.files.list").unwrap().has_providers()).await;
+    let here = TempDir::new().unwrap();
+    for name in ["gone-large", "gone-small"] {
+        file(here.path().join(name).join("kept"), "kept");
+    }
+    let told = run(&client, job(vec![far("hostile", "")], vec![near(here.path())], MIRROR)).await;
+    assert_eq!(told.failed.len(), 2, "{told:#?}");
+    for name in ["gone-large", "gone-small"] {
+        assert_eq!(fs::read(here.path().join(name).join("kept")).unwrap(), b"kept", "{name}");
+    }
+
+    // And it does go when it has.
+    let pair = Pair::new(ShareMode::Both).await;
+    for (name, len) in [("large", 2 * MIB), ("small", 10)] {
+        file(pair.here.path().join("copy").join(name).join("old"), "old");
+        file(pair.there.path().join(name), noise(len, 3));
+    }
+    pair.run(pair.far(""), pair.near("copy"), MIRROR).await.well();
+    assert_eq!(tree(&pair.here.path().join("copy")), tree(pair.there.path()));
+}
+
+/// Who opens lists and does not read them takes no more than so much.
+#[tokio::test(flavor = "multi_thread")]
+async fn lists_that_nobody_reads_are_few() {
+    let pair = Pair::new(ShareMode::Read).await;
+    for number in 0..4000 {
+        fs::write(pair.there.path().join(format!("{number:05}{}", "x".repeat(120))), "").unwrap();
+    }
+    until("lists are offered", async || pair.client.service("meshd.files.list").unwrap().has_providers()).await;
+    let wanted = ["root", "pattern", "recursive", "directories", "after"].map(|name| {
+        let value = match name {
+            "root" => path(b""),
+            "recursive" | "directories" => false.into(),
+            _ => Value::Null,
+        };
+        (name.into(), value)
+    });
+    let asked = [("share", "data".into()), ("purpose", "Get".into()), ("wanted", Value::Map(wanted.to_vec()))];
+    let asked = Value::Map(asked.into_iter().map(|(name, value)| (name.into(), value)).collect());
+    let mut request = Vec::new();
+    ciborium::into_writer(&asked, &mut request).unwrap();
+    let open = async || {
+        let request = meshd::Item { codec: Codec::Bytes, payload: request.clone().into() };
+        let options = meshd::OpenOptions { request, ..meshd::OpenOptions::default() };
+        pair.client.open_with("meshd.files.list", options).await.unwrap()
+    };
+    let mut lists = Vec::new();
+    for _ in 0..32 {
+        let list = open().await;
+        within("a page comes", list.next()).await.unwrap().expect("a page");
+        lists.push(list);
+    }
+    let late = open().await;
+    assert!(tokio::time::timeout(Duration::from_millis(300), late.next()).await.is_err(), "it waits");
+    drop(lists.pop());
+    within("it has its turn", late.next()).await.unwrap().expect("a page");
 }
