@@ -53,7 +53,7 @@ async fn run(place: &Place, way: Way, kind: JobKind, regex: Option<String>, out:
         let answer = match client.next().now_or_never() {
             Some(answer) => answer?,
             None => {
-                out.flush()?;
+                out.flush().or_else(unless_unread)?;
                 tokio::select! {
                     answer = client.next() => answer?,
                     () = stop.wanted() => {
@@ -76,6 +76,11 @@ async fn run(place: &Place, way: Way, kind: JobKind, regex: Option<String>, out:
             _ => {}
         }
     }
+}
+
+/// Who reads no more of what is printed does not want less done.
+fn unless_unread(trouble: Trouble) -> Result<(), Trouble> {
+    if trouble.exit == Exit::Done { Ok(()) } else { Err(trouble) }
 }
 
 /// Takes the job back. When this is done, nothing moves any more; who cannot wait for that asks a second time.

@@ -17,6 +17,8 @@ use crate::mesh::{Codec, MeshName, NodeId, NodeName, Topic, TopicFilter};
 /// ends; those that are not full are written when [`tick`](Self::tick) says so.
 pub(crate) struct Writer {
     path: PathBuf,
+    /// Where the file is that this one takes the place of.
+    replaced: Option<PathBuf>,
     /// The file once more, to look at and cut while the other one belongs to `to`.
     file: File,
     /// None once it failed.
@@ -77,22 +79,21 @@ pub(crate) struct Sealed {
 }
 
 impl Writer {
-    /// A new file, or an old one that is emptied if `replace` says so.
+    /// A new file. If `replace` says so, it takes the place of one that is there, which comes back if there is no message.
     ///
     /// # Errors
     /// It is there already, or cannot be written.
     pub(crate) fn create(path: &Path, replace: bool, about: About) -> Result<Self, FileError> {
         let failed = |error| FileError::io("write", path, error);
-        let mut options = File::options();
-        options.write(true);
-        let options = if replace { options.create(true).truncate(true) } else { options.create_new(true) };
-        let file = options.open(path).map_err(failed)?;
+        let replaced = if replace { set_aside(path).map_err(failed)? } else { None };
+        let file = File::options().write(true).create_new(true).open(path).map_err(failed)?;
         let to = NoSeek::new(BufWriter::with_capacity(WRITE_BYTES, file.try_clone().map_err(failed)?));
         let options = WriteOptions::new().compression(None).chunk_size(None).disable_seeking(true);
         let options = options.profile(PROFILE).library(concat!("meshd/", env!("CARGO_PKG_VERSION")));
         let to = options.create(to).map_err(|error| FileError::mcap("write", path, error))?;
         let mut writer = Self {
             path: path.to_owned(),
+            replaced,
             file,
             to: Some(to),
             about,
@@ -161,7 +162,9 @@ impl Writer {
         })?;
         self.still_there()?;
         if self.messages == 0 && self.is_at_its_place() {
-            fs::remove_file(&self.path).map_err(|error| FileError::io("remove", &self.path, error))?;
+            let gone = fs::remove_file(&self.path);
+            let back = gone.and_then(|()| self.replaced.take().map_or(Ok(()), |old| fs::rename(old, &self.path)));
+            back.map_err(|error| FileError::io("remove", &self.path, error))?;
         }
         Ok(self.sealed())
     }
@@ -271,6 +274,31 @@ impl std::fmt::Debug for Writer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Writer").field("path", &self.path).finish_non_exhaustive()
     }
+}
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        // What was to be replaced is, once there is something in its place.
+        if self.messages > 0
+            && let Some(old) = &self.replaced
+        {
+            drop(fs::remove_file(old));
+        }
+    }
+}
+
+/// Puts the file that is there out of the way, and says where it is now.
+fn set_aside(path: &Path) -> io::Result<Option<PathBuf>> {
+    match fs::symlink_metadata(path) {
+        Ok(there) if there.is_file() => {}
+        Ok(_) => return Err(io::Error::new(io::ErrorKind::InvalidInput, "what is there is no file")),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error),
+    }
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let aside = path.with_file_name(format!(".{name}.replaced"));
+    fs::rename(path, &aside)?;
+    Ok(Some(aside))
 }
 
 /// What the header says these files are: names with `x-` are free for everybody.

@@ -69,6 +69,15 @@ fn without_messages_there_is_no_file_and_without_a_file_nothing_to_play() {
     let (code, _, errors) = ended(spawn_in(&home, &folder, &["record", "a", "--timeout", "50ms", "--count", "1"]));
     assert!(code == 4 && errors.contains("0 of 1"), "{code}: {errors}");
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+    // Nor is one that was to be replaced lost; and what is no file is none.
+    fs::write(folder.path().join("kept.mcap"), "kept").unwrap();
+    let again = ["record", "a", "-o", "kept.mcap", "--force", "--timeout", "50ms"];
+    let (code, _, errors) = ended(spawn_in(&home, &folder, &again));
+    assert_eq!((code, &fs::read_to_string(folder.path().join("kept.mcap")).unwrap()[..]), (0, "kept"), "{errors}");
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+    fs::create_dir(folder.path().join("dir.mcap")).unwrap();
+    let (code, _, errors) = ended(spawn_in(&home, &folder, &["record", "a", "-o", "dir.mcap", "--force"]));
+    assert!(code == 1 && errors.contains("is no file"), "{code}: {errors}");
 }
 
 #[test]

@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 
 use super::bars::Bars;
 use super::listing::{amount, path_fields};
+use super::unless_unread;
 use crate::cli::output::Output;
 use crate::cli::trouble::{Exit, Trouble};
 use crate::mesh::{FileDone, FileEvent, SharePath};
@@ -80,7 +81,12 @@ impl Show {
         self.exit = self.exit.and(exit);
     }
 
+    /// Tells of an event. Who reads no more of it does not want less done.
     pub(super) fn event(&mut self, event: FileEvent, out: &mut Output) -> Result<(), Trouble> {
+        self.tell(event, out).or_else(unless_unread)
+    }
+
+    fn tell(&mut self, event: FileEvent, out: &mut Output) -> Result<(), Trouble> {
         if out.json {
             out.object(&object(&event))?;
         }

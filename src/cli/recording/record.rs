@@ -345,7 +345,7 @@ fn report(path: &Path, sealed: Sealed, took: Duration, out: &mut Output) -> Resu
         out.talk.hint("record fewer topics, or on a faster disk");
     }
     if messages == 0 {
-        out.talk.say(&format!("no messages: {} was removed", path.display()));
+        out.talk.say(&format!("no messages: {} was not kept", path.display()));
     }
     if out.json {
         let (file, duration_s) = ((messages > 0).then_some(path), took.as_secs_f64());
