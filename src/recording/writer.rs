@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Seek};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use mcap::records::MessageHeader;
@@ -86,7 +86,9 @@ impl Writer {
     pub(crate) fn create(path: &Path, replace: bool, about: About) -> Result<Self, FileError> {
         let failed = |error| FileError::io("write", path, error);
         let replaced = if replace { set_aside(path).map_err(failed)? } else { None };
-        let file = File::options().write(true).create_new(true).open(path).map_err(failed)?;
+        // A device stays what it is.
+        let device = replace && fs::symlink_metadata(path).is_ok();
+        let file = File::options().write(true).create_new(!device).open(path).map_err(failed)?;
         let to = NoSeek::new(BufWriter::with_capacity(WRITE_BYTES, file.try_clone().map_err(failed)?));
         let options = WriteOptions::new().compression(None).chunk_size(None).disable_seeking(true);
         let options = options.profile(PROFILE).library(concat!("meshd/", env!("CARGO_PKG_VERSION")));
@@ -291,6 +293,7 @@ impl Drop for Writer {
 fn set_aside(path: &Path) -> io::Result<Option<PathBuf>> {
     match fs::symlink_metadata(path) {
         Ok(there) if there.is_file() => {}
+        Ok(there) if there.file_type().is_char_device() => return Ok(None),
         Ok(_) => return Err(io::Error::new(io::ErrorKind::InvalidInput, "what is there is no file")),
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(error),
