@@ -138,8 +138,8 @@ def files_large(lab, say):
             finished,
         )
         say.holds(
-            speed >= 0.2 * bar,  # a loaded machine's; 0.8 is the aim, see docs/DECISIONS.md
-            "at no less than a fifth of the rate of 1 MiB messages",
+            speed >= 0.5 * bar,
+            "at no less than half of the rate of 1 MiB messages",
             f"{speed / bar:.2f} of process to process, {speed / bar_piped:.2f} of program to program",
         )
         say.holds(
@@ -291,8 +291,8 @@ def files_many(lab, say):
         took = sorted(times)[1]
         compared = "" if local is None else f", {took / local:.2f} times as long as rsync"
         say.holds(
-            alike(source, copy) and (local is None or took < 15 * local),
-            f"{count} files of 1 KiB {what}" + ("" if local is None else ": in less than 15 times the time of rsync"),
+            alike(source, copy) and (local is None or took < 3 * local),
+            f"{count} files of 1 KiB {what}" + ("" if local is None else ": in less than 3 times the time of rsync"),
             f"{secs(took)}{compared}",
             finished,
         )

@@ -97,8 +97,8 @@ def crowd(lab, say):
     memory = sorted(resident(peer) for peer in peers)
     say.holds(share < 0.005, "idle, each uses under 0.5 % of a core", f"{share * 100:.2f} %")
     say.holds(
-        memory[-1] < 24 << 10,
-        "and under 24 MiB",
+        memory[-1] < 20 << 10,
+        "and under 20 MiB",
         f"median {memory[25] / 1024:.1f} MiB, most {memory[-1] / 1024:.1f} MiB",
     )
 

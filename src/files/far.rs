@@ -179,7 +179,7 @@ impl Far {
             if began.elapsed() > PATIENCE {
                 return Err(Trouble::new(Kind::Lost, format!("{} was lost and did not come back", self.name)));
             }
-            tokio::time::sleep(LOOK_EVERY).await;
+            tokio::time::sleep(LOOK_EVERY).await; // then looks again; PATIENCE ends it
         }
     }
 

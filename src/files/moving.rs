@@ -382,7 +382,7 @@ impl Leg {
                 Ok((Answer::Begun(bits), _)) => return Ok(bits),
                 Ok(_) => return Err(unexpected()),
                 Err(trouble) if trouble.kind == Kind::Busy && Instant::now() < until => {
-                    tokio::time::sleep(ENDS_WITHIN / 50).await;
+                    tokio::time::sleep(ENDS_WITHIN / 50).await; // then asks again; `until` ends it
                 }
                 Err(trouble) => return Err(trouble),
             }

@@ -69,7 +69,7 @@ pub(super) async fn share(node: &Node, shares: Vec<ShareConfig>) -> Result<Shari
     let lists = node.serve_channels(LISTS, lister).await?;
     let tidy = tokio::spawn(async move {
         loop {
-            tokio::time::sleep(TIDY_EVERY).await;
+            tokio::time::sleep(TIDY_EVERY).await; // as long as files are shared: what nobody goes on with is closed
             partials.close_idle();
         }
     });
