@@ -7,7 +7,7 @@ use libp2p::gossipsub::{self, IdentTopic, MessageAuthenticity, ValidationMode};
 use libp2p::identity::Keypair;
 use libp2p::kad::store::MemoryStore;
 use libp2p::swarm::NetworkBehaviour;
-use libp2p::{StreamProtocol, identify, kad};
+use libp2p::{StreamProtocol, kad};
 
 use super::gate::Gate;
 use super::streams::Streams;
@@ -19,22 +19,11 @@ pub(super) struct Behaviour {
     pub(super) streams: Streams,
     pub(super) gossip: gossipsub::Behaviour,
     pub(super) kad: kad::Behaviour<MemoryStore>,
-    identify: identify::Behaviour,
 }
 
 impl Behaviour {
     pub(super) fn new(key: &Keypair) -> Self {
-        Self {
-            gate: Gate::default(),
-            streams: Streams::default(),
-            gossip: gossip(key),
-            kad: kademlia(key),
-            identify: identify::Behaviour::new(
-                identify::Config::new(IDENTIFY.into(), key.public())
-                    .with_agent_version(concat!("meshd/", env!("CARGO_PKG_VERSION")).into())
-                    .with_interval(RARELY),
-            ),
-        }
+        Self { gate: Gate::default(), streams: Streams::default(), gossip: gossip(key), kad: kademlia(key) }
     }
 }
 
@@ -74,6 +63,3 @@ fn kademlia(key: &Keypair) -> kad::Behaviour<MemoryStore> {
 
 /// Entries in each of the 256 buckets. The table leads to a first few members; their records lead to all others.
 const BUCKET: NonZeroUsize = NonZeroUsize::new(4).expect("not zero");
-const IDENTIFY: &str = "/meshd/1";
-/// Nothing in it changes while a connection lives.
-const RARELY: Duration = Duration::from_secs(24 * 60 * 60);

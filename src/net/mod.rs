@@ -26,6 +26,7 @@ mod link;
 mod listening;
 mod local;
 mod loopback;
+mod names;
 mod peer_id;
 mod proof;
 mod report;

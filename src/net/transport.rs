@@ -1,4 +1,4 @@
-//! From an address to a multiplexed connection with a proven member: TCP, DNS, Noise, membership proof, yamux.
+//! From an address to a multiplexed connection with a proven member: names, TCP, Noise, membership proof, yamux.
 
 use std::num::NonZeroUsize;
 use std::time::Duration;
@@ -8,13 +8,12 @@ use libp2p::core::muxing::StreamMuxerBox;
 use libp2p::core::transport::Boxed;
 use libp2p::core::transport::timeout::TransportTimeout;
 use libp2p::core::upgrade::Version;
-use libp2p::dns::{self, ResolverConfig, ResolverOpts};
 use libp2p::identity::{DecodingError, Keypair};
 use libp2p::swarm::NetworkBehaviour;
 use libp2p::{PeerId, Swarm, noise, swarm, tcp, yamux};
-use tracing::warn;
 use zeroize::Zeroizing;
 
+use super::names::Named;
 use super::proof::{AcceptedKeys, AdmittedBy, Membership};
 
 /// The run's key does not serve. Nothing was started.
@@ -50,21 +49,14 @@ pub(crate) fn swarm<B: NetworkBehaviour>(
 
 /// The only transport: whatever comes out of it has passed `membership`.
 fn transport(membership: Membership, timeout: Duration) -> Boxed<(PeerId, StreamMuxerBox)> {
-    let tcp = || {
-        tcp::tokio::Transport::new(tcp::Config::default().nodelay(true).listen_backlog(LISTEN_BACKLOG))
-            // Named, because the layers above hide the error of the socket otherwise.
-            .map_err(CannotConnect)
-            .upgrade(Version::V1Lazy)
-            .authenticate(membership.clone())
-            .multiplex(yamux::Config::default())
-            .map(|(peer, muxer), _| (peer, StreamMuxerBox::new(muxer)))
-    };
-    // A host without /etc/resolv.conf, or with no name server in it, still has addresses and /etc/hosts.
-    let resolved = dns::tokio::Transport::system(tcp()).unwrap_or_else(|error| {
-        warn!(%error, "no DNS server is configured: only numeric addresses and names in the hosts file can be reached");
-        dns::tokio::Transport::custom(tcp(), ResolverConfig::default(), ResolverOpts::default())
-    });
-    TransportTimeout::new(resolved, timeout).boxed()
+    let tcp = tcp::tokio::Transport::new(tcp::Config::default().nodelay(true).listen_backlog(LISTEN_BACKLOG))
+        // Named, because the layers above hide the error of the socket otherwise.
+        .map_err(CannotConnect)
+        .upgrade(Version::V1Lazy)
+        .authenticate(membership)
+        .multiplex(yamux::Config::default())
+        .map(|(peer, muxer), _| (peer, StreamMuxerBox::new(muxer)));
+    TransportTimeout::new(Named::new(tcp), timeout).boxed()
 }
 
 fn swarm_config() -> swarm::Config {
@@ -137,28 +129,8 @@ pub(crate) mod kit {
 mod tests {
     use futures::StreamExt;
     use libp2p::swarm::{SwarmEvent, dummy};
-    use libp2p::{Multiaddr, core};
 
     use super::*;
-
-    #[tokio::test]
-    async fn localhost_resolves_without_a_dns_server() {
-        let mut listener = kit::impatient(kit::keys(&[1]), CONNECTION_TIMEOUT);
-        let address = kit::listen(&mut listener).await;
-        let named: Multiaddr = address
-            .iter()
-            .map(|part| match part {
-                core::multiaddr::Protocol::Ip4(_) => core::multiaddr::Protocol::Dns4("localhost".into()),
-                other => other,
-            })
-            .collect();
-        let tcp = tcp::tokio::Transport::new(tcp::Config::default());
-        let mut resolved = dns::tokio::Transport::custom(tcp, ResolverConfig::default(), ResolverOpts::default());
-        let options = core::transport::DialOpts { role: core::Endpoint::Dialer, port_use: Default::default() };
-        resolved.dial(named, options).unwrap().await.unwrap();
-        let unknown = "/dns4/nowhere.invalid/tcp/1".parse().unwrap();
-        assert!(resolved.dial(unknown, options).unwrap().await.is_err());
-    }
 
     #[tokio::test]
     async fn listening_everywhere_reports_loopback_too() {
