@@ -66,6 +66,7 @@ pub mod internals;
 mod keeper;
 mod keys;
 mod launch;
+mod memory;
 mod mesh;
 mod net;
 mod node;

@@ -19,10 +19,10 @@ mode = "both"
 """
 
 
-def pair(lab):
+def pair(lab, share=None):
     """Two hosts at one switch, the second of which shares a directory; both, and that directory."""
     near, far = lab.lan("alder", "birch")
-    share = lab.directory("share")
+    share = share or lab.directory("share")
     (far.home / "default/config.toml").write_text(SHARES.format(name="data", path=share))
     for host in (near, far):
         host.run()
@@ -79,9 +79,12 @@ def rate(size, seconds):
 @check("files-large")
 def files_large(lab, say):
     """a large file goes nearly as fast as messages do, in memory that does not depend on its size"""
-    near, far, share = pair(lab)
-    size = size_of(lab)
-    source, here = share / "film", lab.directory("here")
+    # In memory: it is the way of the bytes that is measured, and a disk that is behind with its writes would set the pace.
+    place, room = lab.directory_in_memory("memory", 4 * size_of(lab))
+    share, here, size = place / "share", place / "here", room // 4 // MIB * MIB
+    share.mkdir(), here.mkdir()
+    near, far, _ = pair(lab, share)
+    source = share / "film"
     large_file(source, size)
 
     def stream():
@@ -138,9 +141,9 @@ def files_large(lab, say):
             finished,
         )
         say.holds(
-            speed >= 0.5 * bar,
-            "at no less than half of the rate of 1 MiB messages",
-            f"{speed / bar:.2f} of process to process, {speed / bar_piped:.2f} of program to program",
+            speed >= 0.5 * bar and speed >= 0.8 * bar_piped,
+            "at no less than half of the rate of 1 MiB messages between processes, and 0.8 of it between programs",
+            f"{speed / bar:.2f}, {speed / bar_piped:.2f}",
         )
         say.holds(
             max(extra) < 96,
@@ -266,33 +269,32 @@ def files_many(lab, say):
     def alike(one, other):
         return subprocess.run(["diff", "-r", one, other], capture_output=True).returncode == 0
 
-    local = None
-    if shutil.which("rsync"):
-        times = []
-        for _ in range(3):
-            target = lab.dir / "rsync"
-            shutil.rmtree(target, ignore_errors=True)
+    # Each copy goes to a directory of its own and none is deleted meanwhile: ext4 looks for inodes in places where files were
+    # deleted a moment ago, which takes longer than all the rest.
+    local, there, back = [], [], []
+    for turn in range(3):
+        if shutil.which("rsync"):
             began = now()
-            subprocess.run(["rsync", "-a", f"{source}/", f"{target}/"], check=True)
-            times.append(now() - began)
-        local = sorted(times)[1]
+            subprocess.run(["rsync", "-a", f"{source}/", f"{lab.dir / f'rsync{turn}'}/"], check=True)
+            local.append(now() - began)
+        took, finished = Job(near, "sync", str(source), f"birch:data/many{turn}").end()
+        there.append((took, finished))
+        took, finished = Job(near, "sync", f"birch:data/many{turn}", str(here / f"many{turn}")).end()
+        back.append((took, finished))
+    if local:
+        local = sorted(local)[1]
         print(f"     rsync -a of {count} files of 1 KiB from a directory to another: {secs(local)}")
     else:
         print("     left out: there is no rsync to compare with")
-    for what, words, copy in (
-        ("to another host", ("sync", str(source), "birch:data/many"), share / "many"),
-        ("from there", ("sync", "birch:data/many", str(here / "many")), here / "many"),
+    for what, runs, root, words in (
+        ("to another host", there, share, ("sync", str(source), "birch:data/many0")),
+        ("from there", back, here, ("sync", "birch:data/many0", str(here / "many0"))),
     ):
-        times = []
-        for _ in range(3):
-            shutil.rmtree(copy, ignore_errors=True)
-            took, finished = Job(near, *words).end()
-            times.append(took)
-        took = sorted(times)[1]
-        compared = "" if local is None else f", {took / local:.2f} times as long as rsync"
+        took, finished = sorted(runs, key=lambda run: run[0])[1]
+        compared = f", {took / local:.2f} times as long as rsync" if local else ""
         say.holds(
-            alike(source, copy) and (local is None or took < 3 * local),
-            f"{count} files of 1 KiB {what}" + ("" if local is None else ": in less than 3 times the time of rsync"),
+            all(alike(source, root / f"many{turn}") for turn in range(3)) and (not local or took < 1.5 * local),
+            f"{count} files of 1 KiB {what}" + (": in less than 1.5 times the time of rsync" if local else ""),
             f"{secs(took)}{compared}",
             finished,
         )

@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use blake3::hazmat::ChainingValue;
+use rustix::buffer::spare_capacity;
 use rustix::fs::{AtFlags, FileType, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
@@ -355,6 +356,22 @@ pub(super) fn read_at(file: &OwnedFd, bytes: &mut [u8], at: u64) -> io::Result<u
         }
     }
     Ok(read)
+}
+
+/// Reads so many bytes, or up to the end of the file, behind those that are there. Room for them is not cleared first.
+pub(super) fn read_into(file: &OwnedFd, bytes: &mut Vec<u8>, length: usize, at: u64) -> io::Result<()> {
+    let from = bytes.len();
+    bytes.reserve(length);
+    while bytes.len() < from + length {
+        let read = (bytes.len() - from) as u64;
+        match rustix::io::pread(file, spare_capacity(bytes), at + read) {
+            Ok(0) => break,
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    bytes.truncate(from + length);
+    Ok(())
 }
 
 fn write_at(file: &OwnedFd, bytes: &[u8], at: u64) -> io::Result<()> {

@@ -10,7 +10,7 @@ use rustix::fs::{AtFlags, FileType, Mode, OFlags};
 use rustix::io::Errno;
 
 use super::chunks::{self, CHUNK, Root};
-use super::partial::{self, Partials, Version, read_at};
+use super::partial::{self, Partials, Version, read_at, read_into};
 use super::tree::{self, Tree, Ways, allowing_for};
 use super::trouble::{Kind, Trouble};
 use super::walk::{Found, Pattern, Walk, Wanted};
@@ -164,9 +164,12 @@ impl Store {
             return Err(Trouble::new(Kind::Changed, format!("{path}: it has grown")));
         }
         let from = data.len();
-        data.resize(from + version.size as usize, 0);
-        let read = read_at(&file, &mut data[from..], 0).map_err(|error| Trouble::io(path, &error));
-        if let Err(trouble) = read.and_then(|_| unchanged(&file, path, version)) {
+        let read = read_into(&file, data, version.size as usize, 0).map_err(|error| Trouble::io(path, &error));
+        let whole = read.and_then(|()| unchanged(&file, path, version)).and_then(|()| {
+            let is_whole = (data.len() - from) as u64 == version.size;
+            if is_whole { Ok(()) } else { Err(changed(path)) }
+        });
+        if let Err(trouble) = whole {
             data.truncate(from);
             return Err(trouble);
         }
@@ -177,13 +180,16 @@ impl Store {
     fn chunk(&self, path: &SharePath, version: Version, index: u64) -> Result<(Answer, Bytes), Trouble> {
         self.may(Purpose::Get, path)?;
         let file = open_version(&self.tree, path, version)?;
-        let mut bytes = Vec::with_capacity(CHUNK as usize + HEADROOM);
-        bytes.resize(chunks::length(version.size, index), 0);
-        if bytes.is_empty() {
+        let length = chunks::length(version.size, index);
+        if length == 0 {
             return Err(Trouble::new(Kind::Bad, format!("{path}: it has no chunk {index}")));
         }
-        read_at(&file, &mut bytes, index * CHUNK).map_err(|error| Trouble::io(path, &error))?;
+        let mut bytes = Vec::with_capacity(length + HEADROOM);
+        read_into(&file, &mut bytes, length, index * CHUNK).map_err(|error| Trouble::io(path, &error))?;
         unchanged(&file, path, version)?;
+        if bytes.len() != length {
+            return Err(changed(path));
+        }
         Ok((Answer::Value(chunks::hash(index, &bytes)), bytes.into()))
     }
 

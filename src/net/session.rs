@@ -205,7 +205,7 @@ async fn live(start: Start, up: &mut Option<Link>) -> Result<std::convert::Infal
         } else {
             let mut lane = loop {
                 match streams.incoming.recv().await.ok_or(Ended::Closed)? {
-                    (Lane::Control, stream) => break ControlLane::new(stream),
+                    (Lane::Control, stream) => break ControlLane::new(*stream),
                     (Lane::Data, _) => debug!(%peer, "a data stream before the greeting: dropped"),
                 }
             };

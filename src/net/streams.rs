@@ -47,8 +47,8 @@ pub(crate) struct ConnectionStreams {
     /// Opens streams to the peer.
     pub(crate) opener: StreamOpener,
     /// Streams that the peer opened; `None` once the connection is closed. When [`MAX_WAITING`] of them wait here,
-    /// further ones are reset.
-    pub(crate) incoming: mpsc::Receiver<(Lane, Stream)>,
+    /// further ones are reset. Boxed: a channel makes room for 32 at once, and a connection has two.
+    pub(crate) incoming: mpsc::Receiver<(Lane, Box<Stream>)>,
 }
 
 /// What a stream is for, as its protocol name says.
@@ -165,12 +165,12 @@ pub(crate) struct Handler {
     requests: mpsc::Receiver<Request>,
     /// Requests that are being negotiated.
     opening: usize,
-    accepted: mpsc::Sender<(Lane, Stream)>,
+    accepted: mpsc::Sender<(Lane, Box<Stream>)>,
 }
 
 impl Handler {
     fn hand_over(&self, lane: Lane, stream: Stream) {
-        if self.accepted.try_send((lane, stream)).is_err() {
+        if self.accepted.try_send((lane, Box::new(stream))).is_err() {
             debug!(?lane, "inbound stream refused: nobody accepts the ones before it");
         }
     }
