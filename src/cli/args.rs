@@ -5,6 +5,7 @@ mod files;
 mod launch;
 mod recording;
 
+use std::env;
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -27,6 +28,32 @@ pub(super) struct Args {
     pub(super) global: Global,
     #[command(subcommand)]
     pub(super) command: Command,
+}
+
+/// The daemon's command line alone. What defines all the other verbs would stay in memory for as long as it runs.
+#[derive(Debug, Parser)]
+struct DaemonArgs {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    command: DaemonCommand,
+}
+
+#[derive(Debug, Subcommand)]
+enum DaemonCommand {
+    Run(RunArgs),
+}
+
+impl Args {
+    /// Parses the arguments of this process.
+    pub(super) fn read() -> Result<Self, clap::Error> {
+        if env::args_os().any(|argument| argument == "run")
+            && let Ok(DaemonArgs { global, command: DaemonCommand::Run(run) }) = DaemonArgs::try_parse()
+        {
+            return Ok(Self { global, command: Command::Run(run) });
+        }
+        Self::try_parse() // which says what is wrong in the words of all verbs, too
+    }
 }
 
 /// What applies to every verb.

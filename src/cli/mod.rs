@@ -26,7 +26,6 @@ use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use clap::Parser;
 use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
@@ -41,7 +40,7 @@ use crate::mesh::MeshName;
 /// Parses the arguments of this process, does what they say and gives the exit code.
 #[must_use]
 pub fn main() -> ExitCode {
-    let Args { global, command } = match Args::try_parse() {
+    let Args { global, command } = match Args::read() {
         Ok(args) => args,
         Err(error) => {
             let shown = error.print(); // Help and version are errors too, for clap; they go to stdout.

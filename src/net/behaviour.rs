@@ -62,4 +62,4 @@ fn kademlia(key: &Keypair) -> kad::Behaviour<MemoryStore> {
 }
 
 /// Entries in each of the 256 buckets. The table leads to a first few members; their records lead to all others.
-const BUCKET: NonZeroUsize = NonZeroUsize::new(4).expect("not zero");
+const BUCKET: NonZeroUsize = NonZeroUsize::new(2).expect("not zero");
