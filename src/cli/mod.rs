@@ -182,6 +182,8 @@ const DEFAULT_MESH: &str = "default";
 
 #[cfg(test)]
 mod tests {
+    use clap::Parser;
+
     use super::*;
 
     fn parse(line: &str) -> (Global, Command) {
