@@ -34,7 +34,6 @@ use self::args::{Args, Command, Global};
 use self::output::{Output, Talk};
 use self::trouble::{Exit, Trouble};
 use crate::config::{ConfigError, Home};
-use crate::memory;
 use crate::mesh::MeshName;
 
 /// Parses the arguments of this process, does what they say and gives the exit code.
@@ -55,7 +54,6 @@ pub fn main() -> ExitCode {
 }
 
 fn work(global: &Global, command: Command, talk: Talk) -> Result<Exit, Trouble> {
-    memory::keep_freed();
     let runtime = tokio::runtime::Runtime::new().map_err(|error| Trouble::failed("cannot start", &error))?;
     let exit = runtime.block_on(async {
         let mut out = Output::new(global, talk);

@@ -9,7 +9,6 @@ use tokio::sync::mpsc;
 use super::{Host, ListenError, ListenOptions, Node};
 use crate::config::{Config, ConfigError, Home, Layers};
 use crate::keys::{IdentityKey, KeyError, KeyRing, NetworkKey};
-use crate::memory;
 use crate::mesh::{
     AllowRule, BadName, BalanceRule, GroupBy, MeshName, NodeName, Permissions, Policy, Rules, ServiceName, TopicFilter,
 };
@@ -253,7 +252,6 @@ impl Builder {
             carried: Arc::clone(&protocols) as Arc<dyn Carried>,
             notices,
         };
-        memory::keep_freed();
         let (net, event_loop) = net::start(net_config, links).await?;
         let listen_options = ListenOptions {
             messages: limits.subscription_messages.get(),

@@ -11,6 +11,7 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 
 use super::LENGTH;
 use super::frame::{self, BadFrame};
+use crate::memory;
 
 /// The frames that are coming in parts on one stream.
 #[derive(Debug)]
@@ -170,6 +171,7 @@ impl Assembly {
                 return Err(BadFrame::Overrun(number));
             }
             self.announced += total;
+            memory::keep_freed();
             // At once: a buffer that grows takes twice the memory while it does.
             let begun = Begun { body: BytesMut::with_capacity(total), total, at: now() };
             return Ok(self.begun.entry(number).or_insert(begun));

@@ -8,6 +8,7 @@ use tokio::time::Instant;
 use super::pace::Pace;
 use super::turns::{Order, Parcel, Piece, Turn, Turns, Waiting};
 use super::{LinkLimits, MAX_INTRODUCED, Outgoing, Place, Room};
+use crate::memory;
 use crate::mesh::{MAX_SMALL, NodeName, Topic};
 use crate::wire::frame::{self, INLINE, MessageHead};
 
@@ -153,6 +154,7 @@ impl Queue {
         until: Option<Instant>,
         from: Option<(u32, NodeName)>,
     ) -> Place {
+        memory::keep_freed();
         self.frames_in_turn += 1;
         let parcel = Parcel { head, payload: payload.clone(), until, from, after: self.pushed };
         Place::InTurn(self.turns.push(order, parcel))
