@@ -80,7 +80,7 @@ def rate(size, seconds):
 def files_large(lab, say):
     """a large file goes nearly as fast as messages do, in memory that does not depend on its size"""
     # In memory: it is the way of the bytes that is measured, and a disk that is behind with its writes would set the pace.
-    place, room = lab.directory_in_memory("memory", 4 * size_of(lab))
+    place, room = lab.directory_in_memory("memory", 4 * size_of(lab), 256 * MIB)
     share, here, size = place / "share", place / "here", room // 4 // MIB * MIB
     share.mkdir(), here.mkdir()
     near, far, _ = pair(lab, share)
@@ -259,7 +259,7 @@ def files_many(lab, say):
     """ten thousand small files go about as fast as rsync copies them from a directory to another"""
     # In memory: ext4 passes over the inodes of files that were deleted in the last minute, and looks at all of them again for
     # each new file, which takes longer than all the rest.
-    place, _ = lab.directory_in_memory("memory", 1024 * MIB)
+    place, _ = lab.directory_in_memory("memory", 1024 * MIB, 512 * MIB)
     source, share, here = (place / name for name in ("source", "share", "here"))
     source.mkdir(), share.mkdir(), here.mkdir()
     near, _, _ = pair(lab, share)

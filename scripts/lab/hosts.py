@@ -475,16 +475,17 @@ class Lab:
         directory.mkdir(mode=0o700)
         return directory
 
-    def directory_in_memory(self, name, most):
+    def directory_in_memory(self, name, most, least):
         """A directory for files of so many bytes in all, which no disk slows down: where memory is short, for half as many, and
         so on. With the bytes that fit."""
-        available = next(
-            int(line.split()[1]) << 10
-            for line in Path("/proc/meminfo").read_text().splitlines()
-            if line.startswith("MemAvailable")
-        )
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        available = next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable"))
+        with contextlib.suppress(OSError, ValueError):  # there is no limit, or it is "max"
+            available = min(available, int(Path("/sys/fs/cgroup/memory.max").read_text()))
         while most > available // 2:
             most //= 2
+        if most < least:
+            raise Failed(f"files in memory take {2 * least >> 20} MiB, of which {available >> 20} are available")
         directory = self.directory(name)
         mounted = ["mount", "-t", "tmpfs", "-o", f"size={most},mode=700", "meshd-lab", str(directory)]
         subprocess.run(mounted, check=True)

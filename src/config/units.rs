@@ -24,6 +24,11 @@ pub fn multiaddress(text: &str) -> Result<String, String> {
     if host.is_empty() || !host.chars().all(fits) {
         return Err(bad());
     }
+    if !host.is_ascii() {
+        return Err(format!(
+            "'{host}' has letters beyond ASCII: write its name as DNS knows it, which begins with xn--"
+        ));
+    }
     Ok(format!("/dns/{host}/tcp/{port}"))
 }
 
@@ -157,7 +162,7 @@ mod tests {
         ] {
             assert_eq!(multiaddress(short).as_deref(), Ok(long));
         }
-        for bad in ["", "host", ":5", "host:", "host:99999", "::1:5", "a/b:5", "[1.2.3.4]:5"] {
+        for bad in ["", "host", ":5", "host:", "host:99999", "::1:5", "a/b:5", "[1.2.3.4]:5", "bücher.example:5"] {
             assert!(multiaddress(bad).is_err(), "{bad}");
         }
     }

@@ -17,6 +17,13 @@ pub(super) fn parse(text: &str) -> Result<Multiaddr, NetError> {
         if !address.iter().any(|part| matches!(part, Protocol::Tcp(_))) {
             return Err(bad("it names no TCP port: /ip4/10.0.0.7/tcp/4001"));
         }
+        let host = address.iter().next();
+        if !host.is_some_and(|host| {
+            use Protocol::{Dns, Dns4, Dns6, Ip4, Ip6};
+            matches!(host, Ip4(_) | Ip6(_) | Dns(_) | Dns4(_) | Dns6(_))
+        }) {
+            return Err(bad("it begins with ip4, ip6, dns, dns4 or dns6: /dns/host.name/tcp/4001"));
+        }
         return Ok(address);
     }
     if let Ok(socket) = text.parse::<SocketAddr>() {
@@ -101,7 +108,9 @@ mod tests {
         ] {
             assert_eq!(parse(text).unwrap().to_string(), expected);
         }
-        for bad in ["", "10.0.0.7", "10.0.0.7:x", "/ip4/10.0.0.7", "a b:1", ":1", "/nonsense"] {
+        for bad in
+            ["", "10.0.0.7", "10.0.0.7:x", "/ip4/10.0.0.7", "a b:1", ":1", "/nonsense", "/dnsaddr/a.b/tcp/1", "/tcp/1"]
+        {
             assert!(parse(bad).is_err(), "{bad}");
         }
     }

@@ -204,29 +204,34 @@ mod tests {
         }
     }
 
-    fn address(listener: &TcpListener) -> Multiaddr {
-        format!("/ip4/127.0.0.1/tcp/{}", listener.local_addr().unwrap().port()).parse().unwrap()
+    /// Written with an address and with a name.
+    fn addresses(listener: &TcpListener) -> [Multiaddr; 2] {
+        let port = listener.local_addr().unwrap().port();
+        ["/ip4/127.0.0.1", "/dns4/localhost"].map(|host| format!("{host}/tcp/{port}").parse().unwrap())
     }
 
     #[tokio::test]
     async fn a_port_where_nobody_listens_is_unreachable() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = address(&listener);
+        let addresses = addresses(&listener);
         drop(listener);
-        assert_eq!(dialled(address).await, DialFailure::Unreachable);
+        for address in addresses {
+            assert_eq!(dialled(address).await, DialFailure::Unreachable);
+        }
+        assert_eq!(dialled("/dns4/no..where/tcp/1".parse().unwrap()).await, DialFailure::Unreachable);
     }
 
     #[tokio::test]
     async fn a_program_of_another_kind_is_told_from_a_peer_that_dies() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let there = address(&listener);
+        let [there, named] = addresses(&listener);
         let text = format!("HTTP/1.1 400 Bad Request\r\n\r\n{}", "and more ".repeat(30));
         let answer = async {
             let (mut web, _) = listener.accept().await.unwrap();
             web.write_all(text.as_bytes()).await.unwrap();
             web
         };
-        let (_web, failure) = tokio::join!(answer, dialled(there.clone()));
+        let (_web, failure) = tokio::join!(answer, dialled(named));
         assert_eq!(failure, DialFailure::Handshake);
         let die = async { drop(listener.accept().await.unwrap()) };
         let ((), failure) = tokio::join!(die, dialled(there));

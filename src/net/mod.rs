@@ -25,6 +25,7 @@ mod leaving;
 mod link;
 mod listening;
 mod local;
+mod lookup;
 mod loopback;
 mod names;
 mod peer_id;

@@ -1,7 +1,4 @@
 //! Names of hosts in addresses that are dialled.
-//!
-//! The system is asked for them, as other programs of the machine do: it knows its hosts file, its name servers, and whatever else
-//! it was set up to ask.
 
 use std::error::Error;
 use std::net::IpAddr;
@@ -17,10 +14,13 @@ use libp2p::core::Transport;
 use libp2p::core::transport::{DialOpts, ListenerId, TransportError, TransportEvent};
 use libp2p::multiaddr::Protocol;
 
+use super::lookup::Lookups;
+
 /// A transport that takes names where another takes IP addresses.
 #[derive(Debug)]
 pub(super) struct Named<T> {
     inner: Arc<Mutex<T>>,
+    lookups: Lookups,
 }
 
 /// Why a host with a name was not reached.
@@ -30,7 +30,7 @@ pub(super) enum NameError<E: Error + 'static> {
     Unknown {
         name: String,
         #[source]
-        source: io::Error,
+        source: Arc<io::Error>,
     },
     #[error("'{name}' has no {family} address")]
     NoAddress { name: String, family: Family },
@@ -70,8 +70,9 @@ impl Family {
 }
 
 impl<T> Named<T> {
-    pub(super) fn new(inner: T) -> Self {
-        Self { inner: Arc::new(Mutex::new(inner)) }
+    /// What `inner` does with each address of a name takes its own time: how long, is for `inner` to limit.
+    pub(super) fn new(inner: T, lookups: Lookups) -> Self {
+        Self { inner: Arc::new(Mutex::new(inner)), lookups }
     }
 }
 
@@ -84,13 +85,6 @@ fn name_in(address: &Multiaddr) -> Option<(usize, String, Family)> {
         _ => None,
     };
     address.iter().enumerate().find_map(name)
-}
-
-async fn look_up(name: &str, family: Family) -> io::Result<Vec<IpAddr>> {
-    let found = tokio::net::lookup_host((name, 0)).await?;
-    let mut ips: Vec<IpAddr> = found.map(|socket| socket.ip()).filter(|ip| family.has(*ip)).take(MOST).collect();
-    ips.dedup();
-    Ok(ips)
 }
 
 fn lock<T>(inner: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -121,14 +115,15 @@ where
             let dial = lock(&self.inner).dial(address, options).map_err(|error| error.map(NameError::Inner))?;
             return Ok(async move { dial.await.map_err(NameError::Inner) }.boxed());
         };
-        let inner = Arc::clone(&self.inner);
+        let (inner, lookups) = (Arc::clone(&self.inner), self.lookups.clone());
         let dial = async move {
-            let ips = match look_up(&name, family).await {
+            let mut ips = match lookups.find(&name).await {
                 Ok(ips) => ips,
                 Err(source) => return Err(NameError::Unknown { name, source }),
             };
+            ips.dedup(); // the system tells an address once for each kind of socket
             let mut failed = NameError::NoAddress { name, family };
-            for ip in ips {
+            for ip in ips.into_iter().filter(|ip| family.has(*ip)).take(MOST) {
                 let Some(resolved) = address.replace(at, |_| Some(ip.into())) else { continue };
                 let dial = lock(&inner).dial(resolved, options);
                 failed = match dial {
@@ -165,6 +160,9 @@ const MOST: usize = 16;
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
+    use libp2p::core::transport::timeout::TransportTimeout;
     use libp2p::core::{Endpoint, transport::PortUse};
     use libp2p::tcp;
 
@@ -173,12 +171,36 @@ mod tests {
     const OPTIONS: DialOpts = DialOpts { role: Endpoint::Dialer, port_use: PortUse::New };
 
     async fn dial(address: &str) -> Result<(), NameError<io::Error>> {
-        let mut named = Named::new(tcp::tokio::Transport::new(tcp::Config::default()));
+        let tcp = tcp::tokio::Transport::new(tcp::Config::default());
+        dial_with(Named::new(tcp, Lookups::of_system()), address).await
+    }
+
+    async fn dial_with<T>(mut named: Named<T>, address: &str) -> Result<(), NameError<T::Error>>
+    where
+        T: Transport + Send + Unpin + 'static,
+        T::Error: Send,
+        T::Dial: Send,
+    {
         match named.dial(address.parse().unwrap(), OPTIONS) {
             Ok(dial) => dial.await.map(drop),
             Err(TransportError::Other(error)) => Err(error),
             Err(TransportError::MultiaddrNotSupported(address)) => Err(NameError::NotSupported(address)),
         }
+    }
+
+    #[tokio::test]
+    async fn an_address_that_is_silent_leaves_time_for_the_next() {
+        let listener = tokio::net::TcpListener::bind("0.0.0.0:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let tcp = tcp::tokio::Transport::new(tcp::Config::default()).and_then(|stream, point| async move {
+            if point.get_remote_address().to_string().starts_with("/ip4/127.0.0.2/") {
+                std::future::pending::<()>().await;
+            }
+            Ok::<_, io::Error>(stream)
+        });
+        let tcp = TransportTimeout::new(tcp.boxed(), Duration::from_millis(200));
+        let lookups = Lookups::new(|_| Ok(["127.0.0.2", "127.0.0.1"].map(|ip| ip.parse().unwrap()).to_vec()));
+        dial_with(Named::new(tcp, lookups), &format!("/dns/host/tcp/{port}")).await.unwrap();
     }
 
     #[tokio::test]

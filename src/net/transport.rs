@@ -13,6 +13,7 @@ use libp2p::swarm::NetworkBehaviour;
 use libp2p::{PeerId, Swarm, noise, swarm, tcp, yamux};
 use zeroize::Zeroizing;
 
+use super::lookup::Lookups;
 use super::names::Named;
 use super::proof::{AcceptedKeys, AdmittedBy, Membership};
 
@@ -56,7 +57,8 @@ fn transport(membership: Membership, timeout: Duration) -> Boxed<(PeerId, Stream
         .authenticate(membership)
         .multiplex(yamux::Config::default())
         .map(|(peer, muxer), _| (peer, StreamMuxerBox::new(muxer)));
-    TransportTimeout::new(Named::new(tcp), timeout).boxed()
+    // Within: each address of a name has that time.
+    Named::new(TransportTimeout::new(tcp, timeout), Lookups::of_system()).boxed()
 }
 
 fn swarm_config() -> swarm::Config {
