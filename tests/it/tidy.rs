@@ -26,6 +26,7 @@ const FORBIDDEN: &[(&str, &[&str])] = &[
     ),
     ("bench", &["crate::node", "crate::socket", "crate::daemon", "crate::cli"]),
     ("keeper.rs", &["libp2p::", "crate::"]),
+    ("memory.rs", &["tokio::", "libp2p::", "crate::"]),
     (
         "files",
         &["libp2p::", "crate::wire", "crate::net", "crate::protocol", "crate::socket", "crate::daemon", "crate::cli"],
