@@ -4,8 +4,8 @@ mod exec;
 mod files;
 mod launch;
 mod recording;
+mod run;
 
-use std::env;
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -16,6 +16,7 @@ pub(super) use self::exec::{ExecArgs, StopArgs};
 pub(super) use self::files::{GetArgs, LsArgs, PutArgs, SyncArgs};
 pub(super) use self::launch::LaunchArgs;
 pub(super) use self::recording::{InfoArgs, PlayArgs, RecordArgs};
+pub(super) use self::run::RunArgs;
 use crate::bench::PEER_VERB;
 use crate::config::{LimitsConfig, bytes_text, parse_bytes};
 use crate::mesh::{Identity, MeshName, NodeName, ServiceName, Topic, TopicFilter};
@@ -28,32 +29,6 @@ pub(super) struct Args {
     pub(super) global: Global,
     #[command(subcommand)]
     pub(super) command: Command,
-}
-
-/// The daemon's command line alone. What defines all the other verbs would stay in memory for as long as it runs.
-#[derive(Debug, Parser)]
-struct DaemonArgs {
-    #[command(flatten)]
-    global: Global,
-    #[command(subcommand)]
-    command: DaemonCommand,
-}
-
-#[derive(Debug, Subcommand)]
-enum DaemonCommand {
-    Run(RunArgs),
-}
-
-impl Args {
-    /// Parses the arguments of this process.
-    pub(super) fn read() -> Result<Self, clap::Error> {
-        if env::args_os().any(|argument| argument == "run")
-            && let Ok(DaemonArgs { global, command: DaemonCommand::Run(run) }) = DaemonArgs::try_parse()
-        {
-            return Ok(Self { global, command: Command::Run(run) });
-        }
-        Self::try_parse() // which says what is wrong in the words of all verbs, too
-    }
 }
 
 /// What applies to every verb.
@@ -95,7 +70,7 @@ pub(super) enum Colour {
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
     /// Run the daemon, in the foreground
-    #[command(after_help = RUN)]
+    #[command(after_help = run::HELP)]
     Run(RunArgs),
     /// Make, show or change the key of the mesh
     #[command(subcommand)]
@@ -184,25 +159,6 @@ pub(super) enum Command {
         #[arg(long, value_hint = ValueHint::DirPath)]
         dir: Option<PathBuf>,
     },
-}
-
-#[derive(ArgGroup, Debug)]
-pub(super) struct RunArgs {
-    /// Name of the daemon's own node [default: the host's name]
-    #[arg(long, value_name = "NAME")]
-    pub(super) name: Option<NodeName>,
-    /// Where to listen: host:port or a multiaddress; may be given several times [default: any port on all interfaces]
-    #[arg(long, value_name = "ADDR")]
-    pub(super) listen: Vec<String>,
-    /// A peer to try first, for where multicast does not reach; may be given several times
-    #[arg(long, value_name = "ADDR")]
-    pub(super) bootstrap: Vec<String>,
-    /// Do not find or announce peers by multicast DNS
-    #[arg(long)]
-    pub(super) no_mdns: bool,
-    /// Treat peers of this host like those of others: found and linked over the network alone
-    #[arg(long)]
-    pub(super) no_local: bool,
 }
 
 #[derive(Debug, Subcommand)]
@@ -500,18 +456,6 @@ Environment:
   MESHD_RUNTIME_DIR       sockets and same-host discovery
   MESHD_<KEY>             any setting: see `meshd config`
   NO_COLOR                no colours";
-
-const RUN: &str = "\
-The first start makes a key: this is then a mesh of one. On another machine, `meshd join -` with a ticket \
-from `meshd invite` stores the same key, and `meshd run` finds this one.
-
-Once it serves, it prints one line that begins with `ready` (an object with --json). SIGTERM and SIGINT end \
-it in order; SIGHUP makes it read its keys again.
-
-Examples:
-  meshd run
-  meshd run --name camera-1 --listen 0.0.0.0:4001
-  meshd --mesh lab run --bootstrap gateway.example:4001 --no-mdns";
 
 const INVITE: &str = "\
 The ticket holds the key of the mesh: whoever sees it can join.

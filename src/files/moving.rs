@@ -148,7 +148,7 @@ impl Leg {
             Kind::Changed => self.again(offer.clone(), was.clone(), trouble).await,
             Kind::NotThere => {
                 let path = self.below.join(&offer.info.path);
-                self.target.failed(path, format!("{}, any more", trouble.message)).await;
+                self.target.failed(path, "it is not there any more".to_owned()).await;
                 Ok(())
             }
             _ => {

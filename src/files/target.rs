@@ -136,8 +136,20 @@ impl Target {
     }
 
     pub(super) async fn failed(&self, path: SharePath, message: String) {
+        let message = without_path(&path, message);
         self.tally.failed.fetch_add(1, Ordering::Relaxed);
         self.teller.tell(FileEvent::Failed { target: self.teller.target, path, message }).await;
+    }
+}
+
+/// Who has a file says what is the matter with it behind its path there; an event names it already.
+fn without_path(path: &SharePath, message: String) -> String {
+    let below =
+        |one: &str, other: &str| one.strip_suffix(other).is_some_and(|rest| rest.is_empty() || rest.ends_with('/'));
+    let path = path.to_string();
+    match message.split_once(": ") {
+        Some((named, rest)) if below(named, &path) || below(&path, named) => rest.to_owned(),
+        _ => message,
     }
 }
 
@@ -422,3 +434,23 @@ const FILES: usize = 8;
 /// How long a plan is gathered before it is first told.
 const PLAN_AHEAD: Duration = Duration::from_millis(5);
 const PROGRESS_EVERY: Duration = Duration::from_millis(100);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_is_said_once() {
+        let path = SharePath::new("many/a").unwrap();
+        for (message, said) in [
+            ("many/a: no space left", "no space left"),
+            ("a: no space left", "no space left"),
+            ("below/many/a: no space left", "no space left"),
+            ("any/a: no space left", "any/a: no space left"),
+            ("no space left", "no space left"),
+            ("why: no space left", "why: no space left"),
+        ] {
+            assert_eq!(without_path(&path, message.to_owned()), said);
+        }
+    }
+}

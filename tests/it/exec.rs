@@ -116,6 +116,7 @@ fn a_program_of_another_machine_runs_as_if_it_ran_here() {
     let (code, _, errors) = exec(near, &["--chdir", "/no/such/place"], &["pwd"], b"");
     assert!(code == 1 && errors.contains("there is no directory /no/such/place"), "{errors}");
     near.fails(&["exec", "--on", "nobody", "--", "uname"], 3, "there is no node nobody");
+    near.fails(&["exec", "--on", "nobody", "uname", "--all", "--env"], 3, "there is no node nobody");
     near.fails(&["exec", "--on", "far", "--env", "x", "--", "uname"], 2, "sets no variable");
     near.fails(&["exec", "--on", "far", "--group", "far", "--", "uname"], 2, "cannot be used");
     near.fails(&["exec", "--", "uname"], 2, "--on");

@@ -269,6 +269,7 @@ fn a_file_that_is_there_is_replaced_only_by_force() {
     home.fails(&["play", text(&file)], 1, "no MCAP file");
     home.fails(&["play", "none.mcap"], 1, "none.mcap");
     home.fails(&["record", "a", "-o", "/none/x.mcap"], 1, "/none/x.mcap");
+    home.fails(&["record", "a", "-o", "-"], 2, "not into a pipe");
     let recorder = home.spawn(&["record", "a", "-o", text(&file), "--force", "--count", "1"]);
     home.ok(&["send", "a", "x"]);
     assert_eq!(ended(recorder).0, 0);

@@ -40,7 +40,7 @@ pub(in crate::cli) struct ExecArgs {
     #[arg(long, value_name = "DURATION", value_parser = duration)]
     pub(in crate::cli) timeout: Option<Duration>,
     /// The program and its arguments; with --script its arguments only
-    #[arg(last = true, value_name = "COMMAND", required_unless_present = "script")]
+    #[arg(trailing_var_arg = true, value_name = "COMMAND", required_unless_present = "script")]
     pub(in crate::cli) command: Vec<OsString>,
 }
 

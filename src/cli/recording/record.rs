@@ -89,6 +89,11 @@ enum End {
 /// A file that is there from now on.
 fn create(named: Option<PathBuf>, force: bool, about: About) -> Result<(PathBuf, Writer), Trouble> {
     if let Some(path) = named {
+        if path.as_os_str() == "-" {
+            let text = "a recording goes into a file, which is finished at its end: not into a pipe";
+            return Err(Trouble::new(Exit::Usage, text)
+                .hint("name a file with -o, or see messages as they come with `meshd listen --json`"));
+        }
         let writer = Writer::create(&path, force, about)?;
         return Ok((path, writer));
     }
