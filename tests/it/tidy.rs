@@ -179,6 +179,27 @@ fn lines_of_code(text: &str) -> impl Iterator<Item = (usize, &str)> {
     text.lines().enumerate().filter(|(_, line)| !line.trim_start().starts_with("//")).map(|(at, line)| (at + 1, line))
 }
 
+/// The lock file of what measures other systems is one of its own, and names what meshd needs, too.
+#[test]
+fn the_lock_file_of_the_comparison_is_up_to_date() {
+    let needs = |lock: &str| -> Vec<String> {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(lock);
+        let text = fs::read_to_string(path).unwrap();
+        let own = text.split("\n\n").find(|package| package.contains("name = \"meshd\"\n")).expect("it names meshd");
+        // A name may have a version behind it, if there are several.
+        let names = own.lines().filter_map(|line| line.trim().strip_prefix('"')?.split(['"', ' ']).next());
+        names.filter(|name| !ONLY_FOR_TESTS.contains(name)).map(str::to_owned).collect()
+    };
+    assert_eq!(
+        needs("scripts/bench_peers/Cargo.lock"),
+        needs("Cargo.lock"),
+        "run cargo metadata in scripts/bench_peers"
+    );
+}
+
+/// Packages that are needed to test meshd alone.
+const ONLY_FOR_TESTS: &[&str] = &["criterion", "proptest", "tempfile"];
+
 /// The text of a file up to its tests; nothing of one that is there for tests only.
 fn code(file: &Path) -> String {
     if is_for_tests(file) {
