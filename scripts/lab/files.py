@@ -117,28 +117,41 @@ def files_large(lab, say):
         listener.close()
         return size / MIB / took
 
-    rates = {"a stream of 1 MiB messages, process to process": stream(), "the same, program to program": piped()}
-    for what, mib in rates.items():
-        print(f"     {what}: {mib:.0f} MiB/s")
-    bar, bar_piped = rates.values()
     # As each was before: what it takes at the start does not count as growth.
     Job(near, "get", "birch:data/film", str(here / "first")).end()
     (here / "first").unlink()
-    for what, words, copy in (
-        ("get", ("get", "birch:data/film", str(here)), here / "film"),
-        ("put", ("put", str(here / "film"), "birch:data/copy"), share / "copy"),
-    ):
-        for host in (near, far):
-            forget(host.daemon)
-        before = [memory(host.daemon, "VmRSS") for host in (near, far)]
-        took, finished = Job(near, *words).end()
-        extra = [(memory(host.daemon, "VmHWM") - had) / 1024 for host, had in zip((near, far), before)]
-        speed = size / MIB / took
+    # In turns, and the median of each: how fast the machine is changes from one second to the next.
+    streams, pipes, moved = [], [], {"get": [], "put": []}
+    extra = {"get": [], "put": []}
+    for _ in range(3):
+        streams.append(stream())
+        pipes.append(piped())
+        for what, words, copy in (
+            ("get", ("get", "birch:data/film", str(here)), here / "film"),
+            ("put", ("put", str(here / "film"), "birch:data/copy"), share / "copy"),
+        ):
+            for host in (near, far):
+                forget(host.daemon)
+            before = [memory(host.daemon, "VmRSS") for host in (near, far)]
+            # Where this machine is itself a guest, memory that it has not used for a while has to be had from its host, which takes
+            # longer than the transfer: so as much is taken and given back at once.
+            large_file(place / "warm", size)
+            (place / "warm").unlink()
+            took, finished = Job(near, *words).end()
+            extra[what] += [(memory(host.daemon, "VmHWM") - had) / 1024 for host, had in zip((near, far), before)]
+            moved[what].append((size / MIB / took, same(source, copy) and finished["bytes"] == size))
+        left = left_over(share, "film", "copy") + left_over(here, "film")
+        say.holds(not left, "nothing else is left in either directory", evidence=left)
+        (share / "copy").unlink(), (here / "film").unlink()
+    bar, bar_piped = sorted(streams)[1], sorted(pipes)[1]
+    print(f"     a stream of 1 MiB messages, process to process: {bar:.0f} MiB/s")
+    print(f"     the same, program to program: {bar_piped:.0f} MiB/s")
+    for what, runs in moved.items():
+        speed = sorted(rate for rate, _ in runs)[1]
         say.holds(
-            same(source, copy) and finished["bytes"] == size,
-            f"{what} of {size // MIB} MiB between two hosts, verified, ends right",
-            f"{secs(took)}, {rate(size, took)}",
-            finished,
+            all(right for _, right in runs),
+            f"{what} of {size // MIB} MiB between two hosts, verified, ends right, three times",
+            f"{speed:.0f} MiB/s",
         )
         say.holds(
             speed >= 0.5 * bar and speed >= 0.8 * bar_piped,
@@ -146,12 +159,10 @@ def files_large(lab, say):
             f"{speed / bar:.2f}, {speed / bar_piped:.2f}",
         )
         say.holds(
-            max(extra) < 96,
+            max(extra[what]) < 96,
             "in memory that does not depend on its size: less than 96 MiB more at either daemon",
-            f"here {extra[0]:.0f} MiB over {before[0] / 1024:.0f}, there {extra[1]:.0f} over {before[1] / 1024:.0f}",
+            f"{max(extra[what]):.0f} MiB",
         )
-    left = left_over(share, "film", "copy") + left_over(here, "film")
-    say.holds(not left, "nothing else is left in either directory", evidence=left)
 
 
 @check("files-cut")
