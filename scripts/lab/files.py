@@ -133,8 +133,8 @@ def files_large(lab, say):
             for host in (near, far):
                 forget(host.daemon)
             before = [memory(host.daemon, "VmRSS") for host in (near, far)]
-            # Where this machine is itself a guest, memory that it has not used for a while has to be had from its host, which takes
-            # longer than the transfer: so as much is taken and given back at once.
+            # The first copy into memory that was long unused takes far longer than the next one, whoever makes it (a guest has to
+            # get it from its host, probably): so as much is taken and given back just before.
             large_file(place / "warm", size)
             (place / "warm").unlink()
             took, finished = Job(near, *words).end()
