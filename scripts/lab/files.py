@@ -5,12 +5,15 @@ import json
 import os
 import random
 import shutil
+import statistics
 import subprocess
 
 from checks import Failed, check, now, secs
 from hosts import Process
 from links import MIB, Meter, forget, large_file, memory
 
+# How often a rate is taken.
+ROUNDS = 5
 SHARES = """\
 [[share]]
 name = "{name}"
@@ -120,10 +123,10 @@ def files_large(lab, say):
     # As each was before: what it takes at the start does not count as growth.
     Job(near, "get", "birch:data/film", str(here / "first")).end()
     (here / "first").unlink()
-    # In turns, and the median of each: how fast the machine is changes from one second to the next.
+    # In turns, and the best of each: what else the machine does makes each slower now and then, and none faster.
     streams, pipes, moved = [], [], {"get": [], "put": []}
     extra = {"get": [], "put": []}
-    for _ in range(3):
+    for _ in range(ROUNDS):
         streams.append(stream())
         pipes.append(piped())
         for what, words, copy in (
@@ -143,15 +146,20 @@ def files_large(lab, say):
         left = left_over(share, "film", "copy") + left_over(here, "film")
         say.holds(not left, "nothing else is left in either directory", evidence=left)
         (share / "copy").unlink(), (here / "film").unlink()
-    bar, bar_piped = sorted(streams)[1], sorted(pipes)[1]
-    print(f"     a stream of 1 MiB messages, process to process: {bar:.0f} MiB/s")
-    print(f"     the same, program to program: {bar_piped:.0f} MiB/s")
+    bar, bar_piped = max(streams), max(pipes)
+
+    def figures(rates):
+        return f"{max(rates):.0f} MiB/s, median {statistics.median(rates):.0f}"
+
+    print(f"     a stream of 1 MiB messages, process to process: {figures(streams)}")
+    print(f"     the same, program to program: {figures(pipes)}")
     for what, runs in moved.items():
-        speed = sorted(rate for rate, _ in runs)[1]
+        rates = [rate for rate, _ in runs]
+        speed = max(rates)
         say.holds(
             all(right for _, right in runs),
-            f"{what} of {size // MIB} MiB between two hosts, verified, ends right, three times",
-            f"{speed:.0f} MiB/s",
+            f"{what} of {size // MIB} MiB between two hosts, verified, ends right, {ROUNDS} times",
+            figures(rates),
         )
         say.holds(
             speed >= 0.5 * bar and speed >= 0.8 * bar_piped,
