@@ -243,6 +243,16 @@ fn a_damaged_file_is_played_as_far_as_it_is_whole_and_that_is_a_failure() {
         let at = said["cut_at"].as_u64().unwrap();
         assert!(at > 0 && at <= amid.max(end) as u64, "{what}: {said}");
     }
+    // Again and again, each time up to there.
+    fs::write(&file, [&whole[..amid], b"M", &whole[amid + 1..]].concat()).unwrap();
+    let listener = home.spawn(&["listen", "a", "--count", "25"]);
+    let player = home.spawn(&["play", text(&file), "--loop", "--rate", "0.000001"]);
+    let heard = ended(listener).1;
+    let expected: Vec<String> = (0..25).map(|n| format!("message {} of thirty", n % 10)).collect();
+    assert!(heard.lines().zip(&expected).all(|(line, expected)| line.contains(expected)), "{heard}");
+    signal(&player, Signal::INT);
+    let (code, _, errors) = ended(player);
+    assert!(code == 1 && errors.contains("20 are missing"), "{code}: {errors}");
     // Without its index, all is there still.
     for bytes in [&whole[..], &whole[..end + DATA_END], &whole[..whole.len() - 1]] {
         fs::write(&file, bytes).unwrap();
