@@ -140,6 +140,7 @@ pub(super) enum Command {
     #[command(after_help = recording::PLAY)]
     Play(PlayArgs),
     /// Tell what is in a file of messages
+    #[command(after_help = recording::INFO)]
     Info(InfoArgs),
     /// Stop the daemon here, or another peer that allows it
     #[command(after_help = exec::STOP)]

@@ -236,6 +236,7 @@ mod tests {
             "meshd serve wc --exec wc",
             "meshd serve wc --exec wc --name counters --jobs 3 --format json -v",
             "meshd services",
+            "meshd info x.mcap --check --json",
             "meshd ls",
             "meshd ls camera camera:photos/a -r --regex a+ --json",
             "meshd get n:s/a n:s/b /tmp --regex a+",

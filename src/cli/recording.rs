@@ -67,7 +67,7 @@ impl From<FileError> for Trouble {
                 super::quoted(&path.display().to_string())
             )),
             FileError::TooManyTopics(_) => trouble.hint("record fewer topics at a time"),
-            FileError::Damaged { .. } => trouble.hint("the mcap command may get more out of it: mcap recover"),
+            FileError::Damaged { .. } => trouble.hint(RECOVER),
         }
     }
 }
@@ -80,6 +80,8 @@ fn seconds(span: Duration) -> String {
     }
 }
 
+/// What to do about a file that is not whole.
+const RECOVER: &str = "the mcap command may get more out of it: mcap recover";
 /// Names of files that are found without being named.
 const PREFIX: &str = "meshd-";
 const SUFFIX: &str = ".mcap";

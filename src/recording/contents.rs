@@ -10,7 +10,7 @@ use mcap::records::{Metadata, Record, op};
 use mcap::sans_io::summary_reader::{SummaryReadEvent, SummaryReader, SummaryReaderOptions};
 use mcap::{Summary, parse_record};
 
-use super::reader::{Origin, Reader, lost, origin, topic};
+use super::reader::{Cut, Origin, Reader, lost, origin, topic};
 use super::{ABOUT, FILTERS, FileError, MESH};
 use crate::mesh::{Codec, Topic};
 
@@ -25,6 +25,8 @@ pub(crate) struct Contents {
     pub(crate) mesh: Option<String>,
     pub(crate) filters: Vec<String>,
     pub(crate) messages: u64,
+    /// As its index counts them, if it has one that holds.
+    pub(crate) indexed: Option<u64>,
     /// Messages that its recorder was too slow for.
     pub(crate) lost: u64,
     /// First and last time of a message: nanoseconds since 1970.
@@ -33,8 +35,8 @@ pub(crate) struct Contents {
     pub(crate) topics: Vec<TopicContents>,
     /// How it is compressed, if it is: then its index can be read, its messages not.
     pub(crate) compression: Option<String>,
-    /// Why it ends early.
-    pub(crate) cut: Option<String>,
+    /// Where and why it ends early. Damage before an index is found by [`check`](Self::check) alone.
+    pub(crate) cut: Option<Cut>,
 }
 
 /// The messages of one kind on one topic.
@@ -84,10 +86,23 @@ impl Contents {
         let span_ns = (stats.message_count > 0).then_some((stats.message_start_time, stats.message_end_time));
         Ok(Self {
             messages: stats.message_count,
+            indexed: Some(stats.message_count),
             span_ns,
             compression,
             ..Self::new(size, &reader, about.as_ref(), topics)
         })
+    }
+
+    /// Reads all of a file, whatever its index says: its messages are those that can be read. Memory: one chunk, and the index.
+    ///
+    /// # Errors
+    /// It is no MCAP file, cannot be read, or is compressed.
+    pub(crate) fn check(path: &Path) -> Result<Self, FileError> {
+        let failed = |error| FileError::io("read", path, error);
+        let mut file = File::open(path).map_err(failed)?;
+        let size = file.metadata().map_err(failed)?.len();
+        let indexed = summary(&mut file, size).and_then(|summary| summary.stats).map(|stats| stats.message_count);
+        Ok(Self { indexed, ..Self::scan(Reader::open(path)?, size)? })
     }
 
     fn scan(mut reader: Reader, size: u64) -> Result<Self, FileError> {
@@ -125,7 +140,7 @@ impl Contents {
             filters: filters.unwrap_or_default(),
             lost: lost(about),
             topics: topics.filter(|topic| topic.messages > 0).collect(),
-            cut: reader.cut().map(str::to_owned),
+            cut: reader.cut().cloned(),
             ..Self::default()
         }
     }

@@ -12,7 +12,7 @@ use mcap::McapError;
 
 pub(crate) use self::contents::{Contents, TopicContents};
 pub(crate) use self::pace::Pace;
-pub(crate) use self::reader::{Entry, Reader};
+pub(crate) use self::reader::{Cut, Entry, Reader};
 pub(crate) use self::writer::{About, Arrived, Sealed, Writer};
 use crate::mesh::Codec;
 

@@ -1,8 +1,9 @@
 //! Reads a file from its start to its end, or to where it is whole.
 
 use std::collections::HashMap;
+use std::fmt;
 use std::fs::File;
-use std::io::{BufReader, Read};
+use std::io::{BufReader, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -22,8 +23,25 @@ pub(crate) struct Reader {
     channels: HashMap<u16, Arc<Origin>>,
     about: Option<Metadata>,
     library: String,
+    /// Bytes that were read, and those up to which all was whole.
+    read: u64,
+    whole: u64,
     ended: bool,
-    cut: Option<String>,
+    cut: Option<Cut>,
+}
+
+/// Where a file ends before its end.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Cut {
+    /// Bytes before it: they are whole, as far as each has a checksum of its own.
+    pub(crate) at: u64,
+    pub(crate) why: String,
+}
+
+impl fmt::Display for Cut {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "at byte {}: {}", self.at, self.why)
+    }
 }
 
 /// Who sends what kind of message where, as a file says it.
@@ -63,6 +81,8 @@ impl Reader {
             channels: HashMap::new(),
             about: None,
             library: String::new(),
+            read: 0,
+            whole: 0,
             ended: false,
             cut: None,
         })
@@ -80,47 +100,39 @@ impl Reader {
                     break;
                 }
                 Some(Ok(LinearReadEvent::ReadRequest(wanted))) => wanted,
-                Some(Ok(LinearReadEvent::Record { opcode, data })) => match parse_record(opcode, data) {
-                    Ok(Record::Message { header, data }) => {
-                        let Some(origin) = self.channels.get(&header.channel_id) else {
-                            self.end_early(&format!("a message is on channel {}, which it lacks", header.channel_id));
-                            break;
-                        };
-                        return Ok(Some(Entry {
-                            seq: origin.seq_high << 32 | u64::from(header.sequence),
-                            origin: Arc::clone(origin),
-                            time_ns: header.log_time,
-                            payload: Bytes::copy_from_slice(&data),
-                        }));
+                Some(Ok(LinearReadEvent::Record { opcode, data })) => {
+                    // Nothing behind a record, or behind its chunk, is read before it is given.
+                    let begin = std::mem::replace(&mut self.whole, self.read);
+                    match parse_record(opcode, data) {
+                        Ok(Record::Message { header, data }) => {
+                            let Some(origin) = self.channels.get(&header.channel_id) else {
+                                let why = format!("a message is on channel {}, which it lacks", header.channel_id);
+                                self.end_early(begin, why);
+                                break;
+                            };
+                            return Ok(Some(Entry {
+                                seq: origin.seq_high << 32 | u64::from(header.sequence),
+                                origin: Arc::clone(origin),
+                                time_ns: header.log_time,
+                                payload: Bytes::copy_from_slice(&data),
+                            }));
+                        }
+                        Ok(Record::Channel(channel)) => {
+                            self.channels.insert(channel.id, Arc::new(origin(&channel)));
+                        }
+                        Ok(Record::Header(header)) => self.library = header.library,
+                        Ok(Record::Metadata(metadata)) if metadata.name == ABOUT => self.about = Some(metadata),
+                        // All messages are before it.
+                        Ok(Record::DataEnd(_)) => self.ended = true,
+                        // What a disk has left in place of what was not written.
+                        Ok(Record::Unknown { opcode: 0, .. }) => {
+                            self.end_early(begin, "it goes on with zeros".to_owned());
+                        }
+                        Ok(_) => {}
+                        Err(error) => self.end_early(begin, error.to_string()),
                     }
-                    Ok(Record::Channel(channel)) => {
-                        self.channels.insert(channel.id, Arc::new(origin(&channel)));
-                        continue;
-                    }
-                    Ok(Record::Header(header)) => {
-                        self.library = header.library;
-                        continue;
-                    }
-                    Ok(Record::Metadata(metadata)) if metadata.name == ABOUT => {
-                        self.about = Some(metadata);
-                        continue;
-                    }
-                    // All messages are before it.
-                    Ok(Record::DataEnd(_)) => {
-                        self.ended = true;
-                        break;
-                    }
-                    // What a disk has left in place of what was not written.
-                    Ok(Record::Unknown { opcode: 0, .. }) => {
-                        self.end_early("it goes on with zeros");
-                        break;
-                    }
-                    Ok(_) => continue,
-                    Err(error) => {
-                        self.end_early(&error.to_string());
-                        break;
-                    }
-                },
+                    continue;
+                }
                 Some(Err(error)) => {
                     self.fail(error)?;
                     break;
@@ -129,13 +141,14 @@ impl Reader {
             let room = self.reader.insert(wanted.min(READ_BYTES));
             let read = self.from.read(room).map_err(|error| FileError::io("read", &self.path, error))?;
             self.reader.notify_read(read);
+            self.read += read as u64;
         }
         Ok(None)
     }
 
-    /// Why the file ended before its end, once it has.
-    pub(crate) fn cut(&self) -> Option<&str> {
-        self.cut.as_deref()
+    /// Where and why the file ended before its end, once it has.
+    pub(crate) fn cut(&self) -> Option<&Cut> {
+        self.cut.as_ref()
     }
 
     /// What the file tells of itself, as far as it was read.
@@ -154,22 +167,39 @@ impl Reader {
                 Err(FileError::NotMcap(self.path.clone()))
             }
             McapError::UnexpectedEof => {
-                self.end_early("its end is missing: it is still being written, or who wrote it was killed");
+                let why = match self.has_end() {
+                    true => "a length in it is wrong",
+                    false => {
+                        "its end is missing: it is still being written, who wrote it was killed, or the rest was lost"
+                    }
+                };
+                self.end_early(self.whole, why.to_owned());
                 Ok(())
             }
             error @ (McapError::BadMagic | McapError::UnsupportedCompression(_)) => {
                 Err(FileError::mcap("read", &self.path, error))
             }
+            McapError::BadDataCrc { .. } => {
+                self.end_early(self.whole, "what is before it does not match the checksum of it all".to_owned());
+                Ok(())
+            }
             error => {
-                self.end_early(&error.to_string());
+                self.end_early(self.whole, error.to_string());
                 Ok(())
             }
         }
     }
 
-    fn end_early(&mut self, why: &str) {
+    /// Whether the file ends as whole files do.
+    fn has_end(&mut self) -> bool {
+        let mut end = [0; mcap::MAGIC.len()];
+        let found = self.from.seek(SeekFrom::End(-(end.len() as i64))).and_then(|_| self.from.read_exact(&mut end));
+        found.is_ok() && end == *mcap::MAGIC
+    }
+
+    fn end_early(&mut self, at: u64, why: String) {
         self.ended = true;
-        self.cut = Some(why.to_owned());
+        self.cut = Some(Cut { at, why });
     }
 }
 
@@ -195,8 +225,8 @@ pub(super) fn origin(channel: &mcap::records::Channel) -> Origin {
     }
 }
 
-impl std::fmt::Debug for Reader {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Debug for Reader {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Reader").field("path", &self.path).finish_non_exhaustive()
     }
 }

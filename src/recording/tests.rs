@@ -67,7 +67,7 @@ fn written(folder: &TempDir, all: &[Said], every: usize) -> (PathBuf, Sealed) {
 }
 
 /// What can be read, and why that is not all.
-fn read(path: &Path) -> Result<(Vec<Said>, Option<String>), FileError> {
+fn read(path: &Path) -> Result<(Vec<Said>, Option<Cut>), FileError> {
     let mut reader = Reader::open(path)?;
     let mut all = Vec::new();
     while let Some(Entry { origin, seq, time_ns, payload }) = reader.next()? {
@@ -83,7 +83,7 @@ fn read(path: &Path) -> Result<(Vec<Said>, Option<String>), FileError> {
         });
     }
     assert_eq!(reader.next().unwrap(), None, "the end comes again");
-    Ok((all, reader.cut().map(str::to_owned)))
+    Ok((all, reader.cut().cloned()))
 }
 
 fn messages() -> impl Strategy<Value = Vec<Said>> {
@@ -137,14 +137,20 @@ proptest! {
         let mut bytes = fs::read(&path).unwrap();
         let at = at.index(bytes.len());
         bytes[at] = to;
-        fs::write(&path, bytes).unwrap();
+        fs::write(&path, &bytes).unwrap();
+        let _ = Contents::of(&path).map(drop);
         // Nothing that was not said comes out, and what is missing is no secret.
         if let Ok((got, cut)) = read(&path) {
             let mut left = all.iter();
             prop_assert!(got.iter().all(|got| left.any(|said| said == got)), "{got:?}");
             prop_assert!(got.len() == all.len() || cut.is_some(), "{} messages", got.len());
+            // What is said to be whole has all that was read.
+            if let Some(cut) = cut {
+                bytes.truncate(cut.at as usize);
+                fs::write(&path, bytes).unwrap();
+                prop_assert!(read(&path).map_or(got.is_empty(), |(again, _)| again == got), "{cut}");
+            }
         }
-        let _ = Contents::of(&path).map(drop);
     }
 }
 
@@ -178,11 +184,48 @@ fn a_file_that_is_cut_anywhere_gives_all_its_whole_chunks() {
         assert!(got.len() >= expected && got.len() <= expected + 3, "{length}: {} of {expected}", got.len());
         assert_eq!(got, all[..got.len()]);
         let contents = Contents::of(&path).unwrap();
+        assert_eq!(contents, Contents::check(&path).unwrap(), "without an index, both read all of it");
+        assert!(cut.as_ref().is_none_or(|cut| cut.at <= length as u64), "{length}: {cut:?}");
         assert_eq!(contents.messages, got.len() as u64, "{length}");
         assert_eq!((contents.mesh.as_deref(), contents.filters.len()), (Some("lab"), 2));
         let ends = length as u64 > whole.last().unwrap().1 && cut.is_none();
         assert!(ends || (cut.is_some() && contents.cut == cut), "{length}: {cut:?}");
     }
+}
+
+#[test]
+fn a_check_finds_what_an_index_hides() {
+    let folder = TempDir::new().unwrap();
+    let all: Vec<Said> = (0..9).map(|n| said(n, vec![n as u8; 50])).collect();
+    let (path, _) = written(&folder, &all, 3);
+    let whole = fs::read(&path).unwrap();
+    let chunks = mcap::Summary::read(&whole).unwrap().unwrap().chunk_indexes;
+    let found = |bytes: &[u8]| {
+        fs::write(&path, bytes).unwrap();
+        let found = Contents::check(&path).unwrap();
+        (found.messages, found.indexed, found.cut.map(|cut| (cut.at, cut.why)))
+    };
+    assert_eq!(found(&whole), (9, Some(9), None));
+    let second = chunks[1].chunk_start_offset as usize;
+    let end = second + chunks[1].chunk_length as usize;
+    // A payload, and the length of the chunk: more than any, and more than there is.
+    for (at, why, readable, begin) in
+        [(end - 1, "CRC", 3, second), (second + 7, "", 3, second), (second + 4, "length", 6, end)]
+    {
+        let mut bytes = whole.clone();
+        bytes[at] ^= 1;
+        let (messages, indexed, cut) = found(&bytes);
+        let (cut_at, said) = cut.unwrap();
+        assert!(said.contains(why) && !said.contains("end is missing"), "{said}");
+        assert_eq!((messages, indexed, cut_at), (readable, Some(9), begin as u64), "{said}");
+        let of = Contents::of(&path).unwrap();
+        assert_eq!((of.messages, of.cut), (9, None), "the index is all that is looked at");
+    }
+    // What is between the chunks has no checksum of its own.
+    let mut bytes = whole.clone();
+    bytes[second - 1] ^= 1;
+    let (messages, _, cut) = found(&bytes);
+    assert!(messages == 9 && cut.as_ref().unwrap().1.contains("checksum of it all"), "{cut:?}");
 }
 
 #[test]

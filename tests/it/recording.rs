@@ -1,6 +1,7 @@
 //! `record`, `play` and `info`, through real daemons.
 
 use std::fs;
+use std::io::Cursor;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -208,9 +209,91 @@ fn a_recorder_that_is_killed_leaves_a_file_that_can_be_played() {
     let again = folder.path().join("again.mcap");
     let recorder = near.home.spawn(&["record", "many", "-o", text(&again), "--count", &messages.to_string()]);
     let (code, _, errors) = far.home.meshd(&["play", text(&file), "--immediate"]);
-    assert!(code == 0 && errors.contains("cut short"), "{errors}");
+    assert!(code == 1 && errors.contains("cut short") && errors.contains("its end is missing"), "{code}: {errors}");
     assert_eq!(ended(recorder).0, 0);
     assert_eq!(told(&near.home, &again)["messages"], messages);
+}
+
+#[test]
+fn a_damaged_file_is_played_as_far_as_it_is_whole_and_that_is_a_failure() {
+    // E-CLI.
+    let home = Home::new();
+    let daemon = home.run(&[]);
+    let _listener = daemon.listener("a", "readers");
+    let folder = TempDir::new().unwrap();
+    let file = folder.path().join("x.mcap");
+    let (whole, end) = thirty_messages();
+    // Ten messages are in a chunk.
+    let amid = find(&whole, b"message 15 ");
+    let flipped = [&whole[..amid], b"M", &whole[amid + 1..]].concat();
+    let zeroed = [&whole[..amid], &vec![0; whole.len() - amid]].concat();
+    let cut = whole[..amid].to_vec();
+    for (what, bytes, played, missing) in [
+        ("flipped", flipped, 10, Some(20)),
+        ("zeroed", zeroed, 10, None),
+        ("cut amid a chunk", cut, 10, None),
+        ("cut before the end of the data", whole[..end].to_vec(), 30, None),
+    ] {
+        fs::write(&file, bytes).unwrap();
+        let (code, said, errors) = home.meshd(&["play", text(&file), "--immediate", "--json"]);
+        let said: Value = serde_json::from_str(&said).unwrap();
+        assert!(code == 1 && errors.contains("cut short") && errors.contains("hint: "), "{what}: {code}: {errors}");
+        assert_eq!((&said["messages"], &said["complete"]), (&played.into(), &false.into()), "{what}: {said}");
+        assert_eq!(said.get("missing").and_then(Value::as_u64), missing, "{what}: {said}");
+        let at = said["cut_at"].as_u64().unwrap();
+        assert!(at > 0 && at <= amid.max(end) as u64, "{what}: {said}");
+    }
+    // Again and again, each time up to there.
+    fs::write(&file, [&whole[..amid], b"M", &whole[amid + 1..]].concat()).unwrap();
+    let listener = home.spawn(&["listen", "a", "--count", "25"]);
+    let player = home.spawn(&["play", text(&file), "--loop", "--rate", "0.000001"]);
+    let heard = ended(listener).1;
+    let expected: Vec<String> = (0..25).map(|n| format!("message {} of thirty", n % 10)).collect();
+    assert!(heard.lines().zip(&expected).all(|(line, expected)| line.contains(expected)), "{heard}");
+    signal(&player, Signal::INT);
+    let (code, _, errors) = ended(player);
+    assert!(code == 1 && errors.contains("20 are missing"), "{code}: {errors}");
+    // Without its index, all is there still.
+    for bytes in [&whole[..], &whole[..end + DATA_END], &whole[..whole.len() - 1]] {
+        fs::write(&file, bytes).unwrap();
+        let said = home.json(&["play", text(&file), "--immediate"]);
+        assert_eq!((&said["messages"], &said["complete"]), (&30.into(), &true.into()), "{said}");
+        assert!(said.get("cut").is_none() && said.get("missing").is_none(), "{said}");
+    }
+}
+
+#[test]
+fn a_check_of_a_file_reads_all_of_it_and_counts_what_can_be_played() {
+    // E-CLI.
+    let home = Home::new();
+    let folder = TempDir::new().unwrap();
+    let file = folder.path().join("x.mcap");
+    let (whole, end) = thirty_messages();
+    let amid = find(&whole, b"message 15 ");
+    fs::write(&file, &whole).unwrap();
+    let told = home.json(&["info", text(&file), "--check"]);
+    assert_eq!((&told["messages"], &told["indexed"], &told["complete"]), (&30.into(), &30.into(), &true.into()));
+    assert!(home.ok(&["info", text(&file), "--check"]).contains("all of it can be read"));
+
+    fs::write(&file, [&whole[..amid], b"M", &whole[amid + 1..]].concat()).unwrap();
+    assert_eq!(home.json(&["info", text(&file)])["messages"], 30, "its index says so");
+    let (code, told, errors) = home.meshd(&["info", text(&file), "--check", "--json"]);
+    let told: Value = serde_json::from_str(&told).unwrap();
+    assert!(code == 1 && errors.contains("10 of the 30 messages") && errors.contains("hint: "), "{code}: {errors}");
+    assert_eq!((&told["messages"], &told["indexed"], &told["complete"]), (&10.into(), &30.into(), &false.into()));
+    assert_eq!(told["topics"][0]["messages"], 10);
+    let at = told["cut_at"].as_u64().unwrap();
+    assert!(at > 0 && at < amid as u64 && told["cut"].is_string(), "{told}");
+    let (code, told, _) = home.meshd(&["info", text(&file), "--check"]);
+    assert!(code == 1 && told.contains(&format!("byte {at}")), "{told}");
+
+    fs::write(&file, &whole[..amid]).unwrap();
+    let (code, told, errors) = home.meshd(&["info", text(&file), "--check", "--json"]);
+    let told: Value = serde_json::from_str(&told).unwrap();
+    assert!(code == 1 && errors.contains("10 messages"), "{code}: {errors}");
+    assert_eq!((&told["messages"], &told["indexed"]), (&10.into(), &Value::Null));
+    fs::write(&file, &whole[..end + DATA_END]).unwrap();
+    assert_eq!(home.json(&["info", text(&file), "--check"])["complete"], true);
 }
 
 #[test]
@@ -276,6 +359,31 @@ fn a_file_that_is_there_is_replaced_only_by_force() {
     assert_eq!(messages(&file), [b"x"]);
 }
 
+/// A file of thirty messages on topic `a` in three chunks, and how long it is without what follows its data.
+fn thirty_messages() -> (Vec<u8>, usize) {
+    let mut bytes = Cursor::new(Vec::new());
+    let options = mcap::WriteOptions::new().compression(None).chunk_size(None);
+    let mut writer = options.create(&mut bytes).unwrap();
+    let channel_id = writer.add_channel(0, "a", "x-text", &Default::default()).unwrap();
+    for sequence in 0..30 {
+        let (log_time, publish_time) = (u64::from(sequence), u64::from(sequence));
+        let header = mcap::records::MessageHeader { channel_id, sequence, log_time, publish_time };
+        writer.write_to_known_channel(&header, format!("message {sequence} of thirty").as_bytes()).unwrap();
+        if sequence % 10 == 9 {
+            writer.flush().unwrap(); // ends the chunk
+        }
+    }
+    writer.finish().unwrap();
+    drop(writer);
+    let bytes = bytes.into_inner();
+    let footer = mcap::read::footer(&bytes).unwrap();
+    (bytes, usize::try_from(footer.summary_start).unwrap() - DATA_END)
+}
+
+fn find(bytes: &[u8], wanted: &[u8]) -> usize {
+    bytes.windows(wanted.len()).position(|window| window == wanted).unwrap()
+}
+
 /// In a folder of its own, where files without a name go.
 fn spawn_in(home: &Home, folder: &TempDir, args: &[&str]) -> Running {
     Running::new(home.command(args).current_dir(folder.path()))
@@ -304,3 +412,6 @@ fn signal(running: &Running, signal: Signal) {
 fn text(path: &Path) -> &str {
     path.to_str().unwrap()
 }
+
+/// Bytes of the record that ends the data of a file.
+const DATA_END: usize = 9 + 4;

@@ -57,6 +57,9 @@ pub(in crate::cli) struct InfoArgs {
     /// The file [default: the newest meshd-*.mcap here]
     #[arg(value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub(in crate::cli) file: Option<PathBuf>,
+    /// Read all of it, and fail if not all can be played
+    #[arg(long)]
+    pub(in crate::cli) check: bool,
 }
 
 /// How many times as fast: more than 0, and a number.
@@ -84,7 +87,8 @@ Examples:
 
 pub(super) const PLAY: &str = "\
 Sends each message of a file on its topic, encoded as it was, in the order in which they were recorded and with the \
-same time between them. They come from a node called play. The exit code is 3 if nobody listens. With --loop the \
+same time between them. They come from a node called play. The exit code is 3 if nobody listens. Of a \
+file that is damaged or lacks its end, all up to there is played; then the exit code is 1. With --loop the \
 first message follows the last one as messages follow each other on average.
 
 Examples:
@@ -92,3 +96,11 @@ Examples:
   meshd play run7.mcap --rate 0.5     half as fast
   meshd play run7.mcap --filter 'frames/*' --filter state --loop
   meshd play run7.mcap --immediate    as fast as it goes";
+
+pub(super) const INFO: &str = "\
+Looks at the index of a file, or reads all of it if there is none. With --check it reads all of it, verifies the checksums \
+and says how many messages can be played; the exit code is 1 if those are not all, or if the file is damaged.
+
+Examples:
+  meshd info                          the newest recording here
+  meshd info run7.mcap --check && meshd play run7.mcap";

@@ -17,9 +17,9 @@ use super::super::client::{Client, ask};
 use super::super::output::{Output, micros};
 use super::super::stop::Stop;
 use super::super::trouble::{Exit, Trouble};
-use super::{chosen, seconds};
+use super::{RECOVER, chosen, seconds};
 use crate::mesh::{SendReport, Target, Topic, TopicFilter};
-use crate::recording::{Contents, Entry, FileError, Pace, Reader};
+use crate::recording::{Contents, Cut, Entry, FileError, Pace, Reader};
 use crate::wire::control::{self, Answer, Failure, Reply, Request};
 
 pub(in crate::cli) async fn play(place: Place, args: PlayArgs, out: &mut Output) -> Result<Exit, Trouble> {
@@ -28,12 +28,14 @@ pub(in crate::cli) async fn play(place: Place, args: PlayArgs, out: &mut Output)
     if let Some(compression) = contents.compression {
         return Err(FileError::Compressed { path, compression }.into());
     }
-    if let Some(why) = &contents.cut {
-        out.talk.say(&format!("{} is cut short: {why}", path.display()));
+    if let Some(cut) = &contents.cut {
+        out.talk.say(&format!("{} is cut short {cut}", path.display()));
     }
-    let score = Score { path, filters: args.filter, rate: (!args.immediate).then_some(args.rate), again: args.again };
-    let topics: Vec<Topic> = contents.topics.iter().filter_map(|topic| topic.topic.clone()).collect();
-    let topics: Vec<Topic> = topics.into_iter().filter(|topic| score.selects(topic)).collect();
+    let rate = (!args.immediate).then_some(args.rate);
+    let mut score = Score { path, filters: args.filter, rate, again: args.again, indexed: None };
+    let topics = contents.topics.iter().filter_map(|topic| Some((topic.topic.clone()?, topic.messages)));
+    let (topics, counts): (Vec<Topic>, Vec<u64>) = topics.filter(|(topic, _)| score.selects(topic)).unzip();
+    score.indexed = contents.indexed.map(|_| counts.into_iter().fold(0, u64::saturating_add));
     if topics.is_empty() {
         return Err(Trouble::new(Exit::Failed, format!("there is nothing to play in {}", score.path.display()))
             .hint("see what is in it with: meshd info"));
@@ -55,11 +57,26 @@ pub(in crate::cli) async fn play(place: Place, args: PlayArgs, out: &mut Output)
     let mut file = Thread::start(score)?;
     let played = player.run(&mut file, &mut stop).await;
     let read = file.finish().await;
-    let exit = player.report(&path, began.elapsed(), out)?;
+    let exit = player.report(&path, read.as_ref().ok().and_then(Option::as_ref), began.elapsed(), out)?;
     out.flush()?;
     played?;
-    read?;
-    if exit == Exit::Nobody { Err(nobody(&path)) } else { Ok(exit) }
+    match (exit, read?) {
+        (Exit::Nobody, _) => Err(nobody(&path)),
+        (_, Some(gap)) => Err(incomplete(&path, player.messages, &gap)),
+        (exit, None) => Ok(exit),
+    }
+}
+
+/// What is whole was played, and the rest is missing.
+fn incomplete(path: &Path, played: u64, Gap { cut, missing }: &Gap) -> Trouble {
+    let missing = match missing {
+        Some(0) => "none is missing".to_owned(),
+        Some(missing) => format!("{missing} are missing"),
+        None => "what came after them is missing".to_owned(),
+    };
+    let path = path.display();
+    Trouble::new(Exit::Failed, format!("{played} messages of {path} were played, {missing}: it is cut short {cut}"))
+        .hint(RECOVER)
 }
 
 fn nobody(path: &Path) -> Trouble {
@@ -99,6 +116,15 @@ struct Score {
     /// None: as fast as it goes.
     rate: Option<f64>,
     again: bool,
+    /// How many messages there are, if the file has an index.
+    indexed: Option<u64>,
+}
+
+/// That a file was not played to its end.
+struct Gap {
+    cut: Cut,
+    /// Messages that its index counts besides those that could be read.
+    missing: Option<u64>,
 }
 
 /// A message and when it is to go out.
@@ -115,15 +141,16 @@ impl Score {
 
     /// Reads the file, and lets its messages go when they are due, until the end or until nobody takes them. What they come
     /// from tells when they are to end while this waits.
-    fn read(&self, to: &mpsc::Sender<Vec<Due>>, stop: &Receiver<()>) -> Result<(), FileError> {
+    fn read(&self, to: &mpsc::Sender<Vec<Due>>, stop: &Receiver<()>) -> Result<Option<Gap>, FileError> {
         let mut begin = Instant::now();
+        let mut gap = None;
         loop {
             let mut reader = Reader::open(&self.path)?;
             let mut pace = self.rate.map(Pace::new);
-            let (mut batch, mut bytes, mut count, mut last) = (Vec::new(), 0, 0_u32, Duration::ZERO);
+            let (mut batch, mut bytes, mut count, mut last) = (Vec::new(), 0, 0_u64, Duration::ZERO);
             while let Some(entry) = reader.next()? {
                 let Some(topic) = entry.origin.topic.clone().filter(|topic| self.selects(topic)) else { continue };
-                count = count.saturating_add(1);
+                count += 1;
                 let due = pace.as_mut().map(|pace| pace.due(entry.time_ns));
                 last = due.unwrap_or_default();
                 let at = due.map(|due| later(begin, due));
@@ -131,24 +158,27 @@ impl Score {
                 if !early.is_zero() || bytes >= BATCH_BYTES || batch.len() >= BATCH {
                     bytes = 0;
                     if !batch.is_empty() && to.blocking_send(std::mem::take(&mut batch)).is_err() {
-                        return Ok(());
+                        return Ok(gap);
                     }
                 }
                 if !early.is_zero() && stop.recv_timeout(early) != Err(RecvTimeoutError::Timeout) {
-                    return Ok(());
+                    return Ok(gap);
                 }
                 bytes += entry.payload.len();
                 batch.push(Due { entry, topic, at });
             }
+            let missing = || self.indexed.map(|all| all.saturating_sub(count));
+            gap = reader.cut().map(|cut| Gap { cut: cut.clone(), missing: missing() });
             if !batch.is_empty() && to.blocking_send(batch).is_err() {
-                return Ok(());
+                return Ok(gap);
             }
             if !self.again || count == 0 {
-                return Ok(());
+                return Ok(gap);
             }
             if pace.is_some() {
                 // The first message comes after the last one as others come after each other.
-                begin = later(begin, last + if count > 1 { last / (count - 1) } else { ALONE });
+                let pauses = u32::try_from(count - 1).unwrap_or(u32::MAX);
+                begin = later(begin, last + last.checked_div(pauses).unwrap_or(ALONE));
             }
         }
     }
@@ -163,7 +193,7 @@ struct Thread {
     from: mpsc::Receiver<Vec<Due>>,
     /// Dropped, it ends.
     _stop: SyncSender<()>,
-    ended: oneshot::Receiver<Result<(), FileError>>,
+    ended: oneshot::Receiver<Result<Option<Gap>, FileError>>,
 }
 
 impl Thread {
@@ -177,7 +207,7 @@ impl Thread {
         Ok(Self { from, _stop: stop, ended })
     }
 
-    async fn finish(self) -> Result<(), Trouble> {
+    async fn finish(self) -> Result<Option<Gap>, Trouble> {
         let Self { from, _stop, ended } = self;
         drop((from, _stop));
         let trouble =
@@ -294,7 +324,7 @@ impl Player {
         }
     }
 
-    fn report(&self, path: &Path, took: Duration, out: &mut Output) -> Result<Exit, Trouble> {
+    fn report(&self, path: &Path, gap: Option<&Gap>, took: Duration, out: &mut Output) -> Result<Exit, Trouble> {
         let Self { messages, unheard, dropped, too_large, late, .. } = self;
         for (count, what) in [
             (unheard, "nobody listened to"),
@@ -318,6 +348,10 @@ impl Player {
                 late_p50_us: p50,
                 late_p99_us: p99,
                 late_max_us: max,
+                complete: gap.is_none(),
+                cut: gap.map(|gap| &gap.cut.why[..]),
+                cut_at: gap.map(|gap| gap.cut.at),
+                missing: gap.and_then(|gap| gap.missing),
             })?;
         } else {
             let late = match (p50, p99, max) {
@@ -360,6 +394,14 @@ struct Played<'a> {
     late_p50_us: Option<u64>,
     late_p99_us: Option<u64>,
     late_max_us: Option<u64>,
+    /// Whether the file has no damage, as far as it was read.
+    complete: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cut: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cut_at: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    missing: Option<u64>,
 }
 
 /// What the node is called.
