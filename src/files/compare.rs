@@ -43,6 +43,8 @@ pub(super) enum Step {
     Delete {
         path: SharePath,
     },
+    /// It is in a directory that is deleted, and goes with it.
+    Goes,
     Failed {
         path: SharePath,
         message: String,
@@ -78,6 +80,8 @@ pub(super) struct Offers {
     begun: bool,
     /// One of several was lost: what only it had is not known.
     pub(super) incomplete: bool,
+    /// Something is hidden between the last two that came, or between the last one and the end: what it is is not known.
+    pub(super) hides: bool,
 }
 
 /// How it is compared.
@@ -92,7 +96,7 @@ pub(super) struct Terms {
 impl Offers {
     pub(super) fn new(lists: Vec<List>) -> Self {
         let heads = lists.iter().map(|_| None).collect();
-        Self { lists: lists.into_iter().map(Some).collect(), heads, begun: false, incomplete: false }
+        Self { lists: lists.into_iter().map(Some).collect(), heads, begun: false, incomplete: false, hides: false }
     }
 
     async fn advance(&mut self, at: usize) -> Result<(), Trouble> {
@@ -114,6 +118,8 @@ impl Offers {
                 self.advance(at).await?;
             }
         }
+        // Each is between two of its own, and what comes next is not behind the second of these.
+        self.hides = self.lists.iter().flatten().any(List::hid);
         let least = self.heads.iter().flatten().map(Found::path).min_by(|a, b| a.in_order(b));
         let Some(path) = least.cloned() else { return Ok(None) };
         let mut offer: Option<Offer> = None;
@@ -161,6 +167,7 @@ pub(super) async fn compare(
     let mut there = next_there(&mut sink).await?;
     // What is below these is not looked at: it goes with them, or is not known.
     let mut skipped: Option<SharePath> = None;
+    let (mut deleted, mut kept): (Option<SharePath>, Option<SharePath>) = (None, None);
     let mut wanted = source.next().await?;
     loop {
         let order = match (&wanted, &there) {
@@ -182,7 +189,8 @@ pub(super) async fn compare(
             wanted = source.next().await?;
             offer
         };
-        let is_skipped = |path: &SharePath| skipped.as_ref().is_some_and(|skipped| path.is_within(skipped));
+        let is_below = |path: &SharePath, of: &Option<SharePath>| of.as_ref().is_some_and(|of| path.is_within(of));
+        let is_skipped = |path: &SharePath| is_below(path, &skipped);
         let step = match (offer, was) {
             (Some(Err((path, message))), _) => {
                 skipped = Some(path.clone());
@@ -202,12 +210,28 @@ pub(super) async fn compare(
                 }
                 step
             }
+            (None, Some(Found::File(info))) if is_below(&info.path, &deleted) => Some(Step::Goes),
             (None, Some(Found::File(info))) if terms.delete && !source.incomplete && !is_skipped(&info.path) => {
                 let whole = terms.regex.is_none();
-                if whole && info.kind == FileKind::Directory {
-                    skipped = Some(info.path.clone());
+                let is_whole_directory = whole && info.kind == FileKind::Directory;
+                match whole || terms.selects(&info) {
+                    false => None,
+                    // It may be there. Once for all below, where what is not hidden is still compared.
+                    true if source.hides && is_below(&info.path, &kept) => None,
+                    true if source.hides => {
+                        if is_whole_directory {
+                            kept = Some(info.path.clone());
+                        }
+                        Some(Step::Failed { path: info.path, message: HIDDEN.to_owned() })
+                    }
+                    true => {
+                        if is_whole_directory {
+                            skipped = Some(info.path.clone());
+                            deleted = Some(info.path.clone());
+                        }
+                        Some(Step::Delete { path: info.path })
+                    }
                 }
-                (whole || terms.selects(&info)).then_some(Step::Delete { path: info.path })
             }
             _ => None,
         };
@@ -268,3 +292,7 @@ fn differs(offer: Offer, was: Option<FileInfo>, terms: &Terms) -> Option<Step> {
         FileKind::File => Step::Move { offer, was: before },
     })
 }
+
+/// Why something stays, and what to do about it.
+const HIDDEN: &str = "not deleted: a rule there hides something from this node, and this may be that: be allowed to get it, or delete \
+                      it by hand";

@@ -34,8 +34,12 @@ pub(super) struct List {
     /// What another node tells of is what was asked for.
     matcher: Option<Matcher>,
     pages: Pages,
-    found: VecDeque<Found>,
+    /// `None`: something is hidden there.
+    found: VecDeque<Option<Found>>,
     last: Option<SharePath>,
+    /// Something is hidden behind the last, or was just before it.
+    hides: bool,
+    hid: bool,
     waits: bool,
     tries: usize,
 }
@@ -80,7 +84,8 @@ impl Place {
 
     pub(super) fn list(&self, purpose: Purpose, wanted: Wanted, waits: bool) -> List {
         let (pages, found, last) = (Pages::Unopened, VecDeque::new(), None);
-        List { place: self.clone(), purpose, wanted, matcher: None, pages, found, last, waits, tries: 0 }
+        let (matcher, hides, hid, tries) = (None, false, false, 0);
+        List { place: self.clone(), purpose, wanted, matcher, pages, found, last, hides, hid, waits, tries }
     }
 
     /// For people.
@@ -106,23 +111,35 @@ impl List {
     /// # Errors
     /// It does not go on.
     pub(super) async fn next(&mut self) -> Result<Option<Found>, Trouble> {
-        while self.found.is_empty() {
-            if matches!(self.pages, Pages::Over) {
-                return Ok(None);
+        let found = loop {
+            match self.found.pop_front() {
+                Some(Some(found)) => break found,
+                Some(None) => self.hides = true,
+                None if matches!(self.pages, Pages::Over) => {
+                    self.hid = self.hides;
+                    return Ok(None);
+                }
+                None => self.more().await?,
             }
-            self.more().await?;
-        }
-        let Some(found) = self.found.pop_front() else { return Ok(None) };
+        };
+        self.hid = std::mem::take(&mut self.hides);
         // Two lists can only be compared if both are in order; and so no list is endless.
         if self.last.as_ref().is_some_and(|last| last.in_order(found.path()) != Ordering::Less) {
             return Err(Trouble::new(Kind::Bad, format!("{}: its list is in no order", self.place.name())));
         }
-        if self.matcher.as_ref().is_some_and(|matcher| !matcher.takes(found.path())) {
+        // What cannot be read may be a directory on the way to what the pattern selects.
+        let takes = |matcher: &Matcher| matches!(found, Found::Unread(..)) || matcher.takes(found.path());
+        if !self.matcher.as_ref().is_none_or(takes) {
             let text = format!("{}: it lists '{}', which was not asked for", self.place.name(), found.path());
             return Err(Trouble::new(Kind::Bad, text));
         }
         self.last = Some(found.path().clone());
         Ok(Some(found))
+    }
+
+    /// Whether something is hidden between the last two that came, or between the last one and the end.
+    pub(super) fn hid(&self) -> bool {
+        self.hid
     }
 
     async fn more(&mut self) -> Result<(), Trouble> {

@@ -126,18 +126,20 @@ async fn list(node: Node, shares: Arc<Shares>, channel: Channel) -> Result<(), T
     }
 }
 
-/// As much of a list as goes out at once, and whether that is the end. It may be nothing: who waits for what is rare among much
-/// else may have gone meanwhile, and others wait for a turn.
-pub(super) fn page(walk: &mut Walk, shows: impl Fn(&Found) -> bool) -> (Vec<Found>, bool) {
+/// As much of a list as goes out at once, `None` for what is not shown between two, and whether that is the end. It may be nothing:
+/// who waits for what is rare among much else may have gone meanwhile, and others wait for a turn.
+pub(super) fn page(walk: &mut Walk, shows: impl Fn(&Found) -> bool) -> (Vec<Option<Found>>, bool) {
     let (mut found, mut bytes, mut seen) = (Vec::new(), 0, 0);
     while bytes < PAGE_BYTES && seen < PAGE {
         let Some(next) = walk.look() else { return (found, true) };
         seen += 1;
-        if let Some(next) = next
-            && shows(&next)
-        {
-            bytes += next.path().as_bytes().len() + 32;
-            found.push(next);
+        match next {
+            Some(next) if shows(&next) => {
+                bytes += next.path().as_bytes().len() + 32;
+                found.push(Some(next));
+            }
+            Some(_) if !matches!(found.last(), Some(None)) => found.push(None),
+            _ => {}
         }
     }
     (found, false)
@@ -206,6 +208,25 @@ const TIDY_EVERY: Duration = Duration::from_secs(30);
 mod tests {
     use super::super::walk::{Wanted, pattern};
     use super::*;
+
+    #[test]
+    fn what_is_hidden_is_told_of_without_its_name_and_once_for_several() {
+        let folder = tempfile::tempdir().unwrap();
+        for name in ["a", "hidden-1", "hidden-2", "hidden-3/x", "i", "z/hidden"] {
+            let path = folder.path().join(name);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, "").unwrap();
+        }
+        let tree = Tree::open(folder.path()).unwrap();
+        let mut walk = Walk::new(&tree, Wanted { recursive: true, ..Wanted::default() }).unwrap();
+        let (found, over) = page(&mut walk, |found| !found.path().to_string().contains("hidden"));
+        let sent = words::encode(&Page::from(found)).unwrap();
+        assert!(over && !sent.windows(6).any(|part| part == b"hidden"));
+        let heard = words::decode::<Page>(&sent).unwrap().found().unwrap();
+        let heard: Vec<_> = heard.iter().map(|found| found.as_ref().map(|found| found.path().to_string())).collect();
+        let heard: Vec<_> = heard.iter().map(Option::as_deref).collect();
+        assert_eq!(heard, [Some(""), Some("a"), None, Some("i"), Some("z"), None]);
+    }
 
     #[test]
     fn a_page_is_sent_after_a_while_though_nothing_was_found() {

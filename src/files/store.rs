@@ -101,7 +101,7 @@ impl Store {
         }
     }
 
-    /// A list of what is there. Of a share, without what who asks may not have.
+    /// A list of what is there. Of a share, what who asks may not have is to be left out.
     ///
     /// # Errors
     /// There is no such place, or it is refused.
@@ -301,7 +301,7 @@ impl Store {
         }
     }
 
-    /// Deletes what is there, links themselves, and counts it.
+    /// Deletes what is there, links themselves, and counts what would be listed of it.
     fn delete(&self, parent: &OwnedFd, name: &[u8], path: &SharePath, depth: usize) -> Result<u64, Trouble> {
         self.guard.allows(Purpose::Put, path)?;
         let io = |error: io::Error| Trouble::io(path, &error);
@@ -319,7 +319,7 @@ impl Store {
             let entry = entry.map_err(|error| io(error.into()))?;
             let below = entry.file_name().to_bytes();
             if let Some(path) = path.child(below) {
-                let is_counted = !partial::is_partial(below);
+                let is_counted = tree::may_be_listed(entry.file_type()) && !partial::is_partial(below);
                 count += self.delete(&directory, below, &path, depth + 1)? * u64::from(is_counted);
             }
         }

@@ -291,7 +291,7 @@ impl Leg {
             Step::Directory { .. } | Step::Link { .. } | Step::Attributes { .. } => {
                 tally.planned.fetch_add(1, Ordering::Relaxed);
             }
-            Step::Delete { .. } | Step::Failed { .. } | Step::Same => {}
+            Step::Delete { .. } | Step::Goes | Step::Failed { .. } | Step::Same => {}
         }
     }
 
@@ -306,6 +306,8 @@ impl Leg {
                 target.tally.unchanged.fetch_add(1, Ordering::Relaxed);
             }
             Step::Failed { path, message } => target.failed(self.below.join(&path), message).await,
+            Step::Goes if target.dry_run => drop(target.tally.deleted.fetch_add(1, Ordering::Relaxed)),
+            Step::Goes => {} // counted where it is deleted
             step if target.dry_run => {
                 let (path, bytes, what) = match step {
                     Step::Move { offer, was } => (offer.info.path, offer.info.bytes, was.done()),
@@ -315,7 +317,7 @@ impl Leg {
                         target.tally.deleted.fetch_add(1, Ordering::Relaxed);
                         (path, 0, FileDone::Deleted)
                     }
-                    Step::Failed { .. } | Step::Same => return None,
+                    Step::Goes | Step::Failed { .. } | Step::Same => return None,
                 };
                 target.done(self.below.join(&path), bytes, what).await;
             }
@@ -336,7 +338,7 @@ impl Leg {
                 (Change::Attributes { path: self.to.join(&info.path), mode, modified_ns }, FileDone::Touched)
             }
             Step::Delete { path } => (Change::Delete { path: self.to.join(&path) }, FileDone::Deleted),
-            Step::Move { .. } | Step::Failed { .. } | Step::Same => return None,
+            Step::Move { .. } | Step::Goes | Step::Failed { .. } | Step::Same => return None,
         })
     }
 

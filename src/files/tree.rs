@@ -150,6 +150,12 @@ pub(super) fn look_at(directory: impl AsFd, name: &[u8], path: SharePath) -> io:
     Ok(Some(info(path, kind, &stat)))
 }
 
+/// Whether something is neither socket nor device, as far as that is known.
+pub(super) fn may_be_listed(file_type: FileType) -> bool {
+    use FileType::{Directory, RegularFile, Symlink, Unknown};
+    matches!(file_type, RegularFile | Directory | Symlink | Unknown)
+}
+
 pub(super) fn info(path: SharePath, kind: FileKind, stat: &Stat) -> FileInfo {
     let bytes = if kind == FileKind::File { u64::try_from(stat.st_size).unwrap_or_default() } else { 0 };
     FileInfo { path, bytes, modified_ns: modified(stat), mode: mode(stat), kind }

@@ -141,6 +141,7 @@ pub(super) enum Change {
 }
 
 /// A part of a list, or its end: a channel also closes when who lists is stopped, and what was not told of by then is not gone.
+/// Where who asks may not have something, it is said that there is something: else it would be taken to be gone.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct Page(Option<Vec<Line>>);
 
@@ -155,6 +156,8 @@ enum Line {
     Link(SharePath, #[serde(with = "byte_string")] Vec<u8>, i64, u32),
     #[serde(rename = "u")]
     Unread(SharePath, String),
+    #[serde(rename = "h")]
+    Hidden,
 }
 
 impl Change {
@@ -189,11 +192,12 @@ impl From<Trouble> for Record {
     }
 }
 
-impl From<Vec<Found>> for Page {
-    fn from(found: Vec<Found>) -> Self {
+impl From<Vec<Option<Found>>> for Page {
+    fn from(found: Vec<Option<Found>>) -> Self {
         let line = |found| match found {
-            Found::Unread(path, why) => Line::Unread(path, why),
-            Found::File(FileInfo { path, kind, bytes, modified_ns, mode }) => match kind {
+            None => Line::Hidden,
+            Some(Found::Unread(path, why)) => Line::Unread(path, why),
+            Some(Found::File(FileInfo { path, kind, bytes, modified_ns, mode })) => match kind {
                 FileKind::File => Line::File(path, bytes, modified_ns, mode),
                 FileKind::Directory => Line::Directory(path, modified_ns, mode),
                 FileKind::Link(to) => Line::Link(path, to, modified_ns, mode),
@@ -206,16 +210,17 @@ impl From<Vec<Found>> for Page {
 impl Page {
     pub(super) const END: Self = Self(None);
 
-    /// What it tells of. `None` at the end.
-    pub(super) fn found(self) -> Option<Vec<Found>> {
+    /// What it tells of, and `None` for something that is hidden there. No page at the end.
+    pub(super) fn found(self) -> Option<Vec<Option<Found>>> {
         let found = |line| {
             let (path, kind, bytes, modified_ns, mode) = match line {
-                Line::Unread(path, why) => return Found::Unread(path, why),
+                Line::Hidden => return None,
+                Line::Unread(path, why) => return Some(Found::Unread(path, why)),
                 Line::File(path, bytes, modified_ns, mode) => (path, FileKind::File, bytes, modified_ns, mode),
                 Line::Directory(path, modified_ns, mode) => (path, FileKind::Directory, 0, modified_ns, mode),
                 Line::Link(path, to, modified_ns, mode) => (path, FileKind::Link(to), 0, modified_ns, mode),
             };
-            Found::File(FileInfo { path, kind, bytes, modified_ns, mode })
+            Some(Found::File(FileInfo { path, kind, bytes, modified_ns, mode }))
         };
         Some(self.0?.into_iter().map(found).collect())
     }

@@ -256,6 +256,12 @@ fn a_rule_says_by_its_name_who_may_not() {
     near.fails(&["put", "/etc/hostname", "far:docs/private/c"], 5, "the archive is mine");
     assert_eq!(tree(place.path()).into_keys().collect::<Vec<_>>(), ["open"]);
     assert!(!docs.join("private/c").exists());
+    // What it hides is not taken to be gone.
+    fill(place.path(), &[("private/b", "b"), ("gone", "x")]);
+    let (code, _, errors) = near.meshd(&["sync", "--delete", "far:docs", to]);
+    assert!(code == 1 && errors.contains("private: not deleted: a rule there hides something"), "{code} {errors}");
+    assert!(errors.contains("1 deleted, ") && errors.contains("1 failed"), "{errors}");
+    assert!(place.path().join("private/b").exists() && !place.path().join("gone").exists());
 }
 
 #[test]

@@ -138,6 +138,20 @@ async fn serve(cluster: &Cluster, name: &str, path: &Path, mode: ShareMode) -> (
     (node, sharing)
 }
 
+/// A peer that shares a directory and has rules about it.
+async fn guarded(cluster: &Cluster, path: &Path, allow: Vec<AllowRule>) -> (Node, Sharing) {
+    let config = Config { allow, ..Config::default() };
+    let node =
+        cluster.builder("server").config(config).listen(["127.0.0.1:0"]).runtime_dir(cluster.runtime()).mdns(false);
+    let node = node.start().await.unwrap();
+    let sharing = node.share(vec![share(path, ShareMode::Both)]).await.unwrap();
+    (node, sharing)
+}
+
+fn rule(name: Option<&str>, who: Vec<Who>, action: Action, pattern: &str) -> AllowRule {
+    AllowRule { name: name.map(str::to_owned), who, action: vec![action], pattern: pattern.into() }
+}
+
 async fn offered(client: &Node, count: usize) {
     until("files are shared", async || client.shares(None, PATIENCE).await.unwrap().len() == count).await;
 }
@@ -359,9 +373,11 @@ async fn a_sync_makes_one_directory_like_the_other_in_both_directions() {
     assert_eq!(tree(&copy), before, "nothing is done in a dry run");
     let deleted: Vec<&str> = told.done.iter().filter(|done| done.2 == FileDone::Deleted).map(|done| &*done.1).collect();
     assert_eq!(deleted, ["extra", "run.sh"]);
+    assert_eq!(told.sums().3, 4, "as many as are deleted");
 
     pair.run(pair.near("source"), pair.far("copy"), SYNC).await.well();
     assert!(copy.join("run.sh").exists() && copy.join("extra/deep/file").exists(), "nothing is deleted unasked");
+    let _socket = std::os::unix::net::UnixListener::bind(copy.join("extra/socket")).unwrap(); // goes, and counts for nothing
     let told = pair.run(pair.near("source"), pair.far("copy"), MIRROR).await.well();
     assert_eq!((told.sums().0, told.sums().3), (0, 4), "{told:#?}");
     assert_eq!(tree(&copy), tree(&source));
@@ -694,22 +710,12 @@ async fn rules_say_who_may_get_and_put_what() {
         file(there.path().join(path), path);
     }
     let client = cluster.start("client").await;
-    let rule = |name: Option<&str>, who, action, pattern: &str| AllowRule {
-        name: name.map(str::to_owned),
-        who,
-        action: vec![action],
-        pattern: pattern.into(),
-    };
     let allow = vec![
         rule(Some("nobody reads this"), vec![], Action::Get, "data/closed/**"),
         rule(None, vec![Who::One(client.identity())], Action::Get, "data/mine/**"),
         rule(None, vec![], Action::Put, "data/open/**"),
     ];
-    let config = Config { allow, ..Config::default() };
-    let server =
-        cluster.builder("server").config(config).listen(["127.0.0.1:0"]).runtime_dir(cluster.runtime()).mdns(false);
-    let server = server.start().await.unwrap();
-    let _sharing = server.share(vec![share(there.path(), ShareMode::Both)]).await.unwrap();
+    let _server = guarded(&cluster, there.path(), allow).await;
     offered(&client, 1).await;
     let to = |path: &str| near(&here.path().join(path));
     run(&client, job(vec![far("server", "")], vec![to("all")], SYNC)).await.well();
@@ -974,6 +980,26 @@ async fn what_was_left_by_a_process_that_is_gone_is_swept() {
     assert!(!pair.there.path().join("copy").join(name).exists());
 }
 
+/// Of a large file that nobody goes on with: only who goes through the directory after a week removes it.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_not_gone_on_with_for_a_week_is_swept_on_the_way() {
+    let pair = Pair::new(ShareMode::Both).await;
+    file(pair.there.path().join("source/a"), "a");
+    let (old, young) = (".meshd-0123456789abcdef", ".meshd-fedcba9876543210");
+    let (week, copy) = (Duration::from_secs(7 * 86_400), pair.here.path().join("copy"));
+    for (name, age) in [(old, week + PATIENCE), (young, week - PATIENCE)] {
+        for name in [format!("{name}.part"), format!("{name}.have")] {
+            file(copy.join(&name), "left");
+            fs::File::open(copy.join(&name)).unwrap().set_modified(SystemTime::now() - age).unwrap();
+        }
+    }
+    let left = || [old, young].map(|name| ["part", "have"].map(|end| copy.join(format!("{name}.{end}")).exists()));
+    pair.run(pair.far("source/a"), pair.near("copy/"), JobKind::Copy).await.well();
+    assert_eq!(left(), [[true; 2]; 2], "one file goes in without a look at others");
+    pair.run(pair.far("source"), pair.near("copy"), MIRROR).await.well();
+    assert_eq!(left(), [[false; 2], [true; 2]]);
+}
+
 // What is not to be lost.
 
 /// A list that stops amid its files is none that ends there: what has not been told of is not deleted.
@@ -1021,6 +1047,109 @@ async fn a_list_that_is_cut_off_deletes_nothing_and_goes_on() {
     assert_eq!(fs::read_dir(pair.here.path().join("copy")).unwrap().count(), 12_001);
 }
 
+/// What a rule hides is still there: a copy of it is not deleted, and what lies in such a gap neither.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_rule_hides_at_the_source_is_not_deleted() {
+    let (cluster, there, here) = (Cluster::new(), TempDir::new().unwrap(), TempDir::new().unwrap());
+    for root in [there.path(), here.path()] {
+        for path in ["closed/b", "closed/sub/c", "mixed/hidden", "mixed/shown", "open/a"] {
+            file(root.join(path), path);
+            set(root.join(path), 0o644, 1_000_000_000);
+        }
+    }
+    let client = cluster.start("client").await;
+    let allow =
+        vec![rule(None, vec![], Action::Get, "data/closed/**"), rule(None, vec![], Action::Get, "data/mixed/hidden")];
+    let _server = guarded(&cluster, there.path(), allow).await;
+    offered(&client, 1).await;
+    let kept = || ["closed/b", "closed/sub/c", "mixed/hidden"].iter().all(|path| here.path().join(path).exists());
+    let gone = |paths: &[&str]| paths.iter().all(|path| !here.path().join(path).exists());
+    let mirror = async |from: &str, regex: Option<&str>, kind| {
+        for path in ["d", "mixed/z", "n", "z/1/2", "z/3"] {
+            file(here.path().join(path), "only here");
+        }
+        let job = FileJob {
+            regex: regex.map(str::to_owned),
+            ..job(vec![far("server", from)], vec![near(here.path())], kind)
+        };
+        let told = run(&client, job).await;
+        assert!(kept(), "{from} {regex:?}: {told:#?}");
+        assert!(told.errors.is_empty() && told.failed.iter().all(|(_, _, why)| why.contains("hides")), "{told:#?}");
+        let failed: Vec<String> = told.failed.iter().map(|(_, path, _)| path.clone()).collect();
+        (failed, told.sums().3)
+    };
+    // Of `d`, which comes right after `closed`, nobody can say that it is not what is hidden.
+    let expected = (["closed", "d", "mixed/hidden"].map(str::to_owned).to_vec(), 6);
+    assert_eq!(mirror("", None, JobKind::Sync { delete: true, dry_run: true }).await, expected);
+    assert_eq!(mirror("", None, MIRROR).await, expected);
+    assert!(gone(&["mixed/z", "n", "z"]) && here.path().join("d").exists());
+    assert_eq!(mirror("", Some("[bcdn]$"), MIRROR).await.0, ["closed/b", "closed/sub/c", "d", "mixed/hidden"]);
+    assert!(gone(&["n"]) && here.path().join("z/1/2").exists());
+    assert_eq!(mirror("*/[b-z]*", None, MIRROR).await.0, ["closed/b", "closed/sub", "mixed/hidden"]);
+    assert!(gone(&["mixed/z"]));
+
+    // Another node of that name, which has not what is hidden: it may be there all the same.
+    let second = TempDir::new().unwrap();
+    file(second.path().join("mixed/other"), "x");
+    let _second = serve(&cluster, "server", second.path(), ShareMode::Both).await;
+    offered(&client, 2).await;
+    assert_eq!(mirror("", None, MIRROR).await.0, ["closed", "d", "mixed/hidden"]);
+    assert!(gone(&["n", "z"]) && here.path().join("mixed/other").exists());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_rule_hides_at_the_target_is_not_deleted() {
+    let (cluster, there, here) = (Cluster::new(), TempDir::new().unwrap(), TempDir::new().unwrap());
+    for path in ["closed/b", "gone/other", "gone/secret", "open/a"] {
+        file(there.path().join(path), path);
+    }
+    symlink("a", there.path().join("gone/link")).unwrap();
+    file(here.path().join("open/new"), "new");
+    file(here.path().join("gone"), "a file where a directory is");
+    let client = cluster.start("client").await;
+    let allow = vec![
+        rule(None, vec![], Action::Put, "data/closed/**"),
+        rule(Some("it is secret"), vec![], Action::Put, "data/gone/secret"),
+    ];
+    let _server = guarded(&cluster, there.path(), allow).await;
+    offered(&client, 1).await;
+    let mirror = async || run(&client, job(vec![near(here.path())], vec![far("server", "")], MIRROR)).await;
+    let kept = || ["closed/b", "gone/secret"].iter().all(|path| there.path().join(path).exists());
+    let told = mirror().await;
+    assert!(kept() && there.path().join("open/new").exists() && !there.path().join("open/a").exists(), "{told:#?}");
+    assert!(told.errors.is_empty() && told.failed.len() == 1 && told.failed[0].1 == "gone", "{told:#?}");
+    fs::remove_file(here.path().join("gone")).unwrap();
+    let told = mirror().await;
+    assert!(kept() && told.errors.is_empty() && told.failed.len() == 1, "{told:#?}");
+    assert!(told.failed[0].1 == "gone" && told.failed[0].2.contains("it is secret"), "{told:#?}");
+}
+
+/// What cannot be read is there, and what it holds is not known: nothing below it is deleted, and the rest goes on.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_be_read_at_the_source_is_not_deleted() {
+    let cluster = Cluster::new();
+    let [whole, some, client] = cluster.start_all(["whole", "some", "client"]).await;
+    let _whole = lie(&whole, Value::Null, &["unread"]).await;
+    let _some = lie(&some, path(b"*/x*"), &["unread"]).await;
+    let listed = async || client.service("meshd.files.list").unwrap().providers().len() == 2;
+    until("lists are offered", listed).await;
+    until("files are offered", async || client.service("meshd.files").unwrap().providers().len() == 2).await;
+    for (node, from, regex, goes) in
+        [("whole", "", None, "gone/x"), ("whole", "", Some("x"), "gone/x"), ("some", "*/x*", None, "gone/x")]
+    {
+        let here = TempDir::new().unwrap();
+        for path in ["unread/x", "unread/xx/deep", goes] {
+            file(here.path().join(path), "only here");
+        }
+        let job =
+            FileJob { regex: regex.map(str::to_owned), ..job(vec![far(node, from)], vec![near(here.path())], MIRROR) };
+        let told = run(&client, job).await;
+        assert!(["unread/x", "unread/xx/deep"].iter().all(|path| here.path().join(path).exists()), "{node}: {told:#?}");
+        assert!(told.errors.is_empty() && told.failed.len() == 1 && told.failed[0].1 == "unread", "{node}: {told:#?}");
+        assert!(!here.path().join(goes).exists(), "{node}: {told:#?}");
+    }
+}
+
 /// A share whose owner tells of what it likes, whatever was asked for.
 struct Liar {
     _serving: meshd::Serving,
@@ -1060,6 +1189,10 @@ async fn lie(node: &Node, pattern: Value, names: &'static [&'static str]) -> Lia
         let root = root.clone();
         async move {
             let line = |name: &&str| {
+                if name.contains("unread") {
+                    let line = Value::Array(vec![path(name.as_bytes()), "it cannot be read".into()]);
+                    return Value::Map(vec![("u".into(), line)]);
+                }
                 let bytes = if name.contains("large") { 2 * MIB } else { content.len() };
                 let line = vec![path(name.as_bytes()), (bytes as u64).into(), 1.into(), 0o644.into()];
                 Value::Map(vec![("f".into(), Value::Array(line))])
