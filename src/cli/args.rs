@@ -7,6 +7,7 @@ mod recording;
 mod run;
 
 use std::ffi::OsString;
+use std::num::{IntErrorKind, ParseIntError};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -433,11 +434,18 @@ fn duration(text: &str) -> Result<Duration, String> {
 /// A number within bounds.
 fn whole<N: TryFrom<u64>>(least: u64, most: u64) -> impl Fn(&str) -> Result<N, String> + Clone {
     move |text| {
-        let number = text.parse().ok().filter(|number| (least..=most).contains(number));
-        number.and_then(|number| N::try_from(number).ok()).ok_or_else(|| match most {
+        let bounds = || match most {
             u64::MAX => format!("write a whole number from {least} on"),
             _ => format!("write a whole number from {least} to {most}"),
-        })
+        };
+        let number = text.parse().map_err(|error: ParseIntError| match error.kind() {
+            IntErrorKind::PosOverflow if most == u64::MAX => format!("at most {most}"),
+            _ => bounds(),
+        })?;
+        if !(least..=most).contains(&number) {
+            return Err(bounds());
+        }
+        N::try_from(number).map_err(|_| bounds())
     }
 }
 

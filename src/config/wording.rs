@@ -6,6 +6,9 @@ pub(crate) fn plain(message: &str) -> String {
     let message = message.trim().replace('\n', ", ");
     if let Some((found, wanted)) = parts(&message, &["invalid type: ", "invalid value: "], ", expected ") {
         return match (found, wanted) {
+            _ if found.ends_with("` as i128") || found.ends_with("` as u128") => {
+                format!("{} is too large", found_as(found))
+            }
             ("map", "a sequence") => "there can be several: write [[..]] above it, not [..]".to_owned(),
             _ => format!("{} is not {}", found_as(found), wanted_as(wanted)),
         };
@@ -13,6 +16,9 @@ pub(crate) fn plain(message: &str) -> String {
     if let Some((found, known)) = parts(&message, &["unknown variant "], ", expected ") {
         let known = known.strip_prefix("one of ").unwrap_or(known);
         return format!("{} is not one of {}", found.replace('`', "\""), known.replace('`', "").replace(" or ", ", "));
+    }
+    if message == "wanted string or table" {
+        return "a word in quotes is wanted".to_owned();
     }
     if let Some(key) = message.strip_prefix("missing field ") {
         return format!("{} is missing", key.replace('`', "'"));
@@ -62,7 +68,8 @@ mod tests {
             ("invalid type: floating point `1.5`, expected u32", "1.5 is not a whole number from 0 to 4294967295"),
             ("invalid type: string \"a\", expected a sequence", "\"a\" is not a list: write [..]"),
             ("invalid type: map, expected a sequence", "there can be several: write [[..]] above it, not [..]"),
-            ("invalid type: integer `9` as i128, expected a number of bytes", "9 is not a number of bytes"),
+            ("invalid type: integer `9` as i128, expected a number of bytes", "9 is too large"),
+            ("wanted string or table", "a word in quotes is wanted"),
             ("invalid type: integer `3`, expected a string\n", "3 is not a text in quotes"),
             (
                 "invalid type: string \"a, expected b`c`\", expected a boolean",
