@@ -145,7 +145,14 @@ fn who_is_not_allowed_is_told_which_setting_that_takes() {
         let errors = near.home.fails(&on_far(&[], &[command]), 5, "[exec] allow");
         assert!(errors.starts_with("meshd: far: refused: ") && errors.contains("config.toml"), "{errors}");
     }
-    near.home.fails(&on_far(&["--env", "PATH=/tmp"], &["echo"]), 5, "[exec]");
+    for (options, command, hint) in [
+        (&[][..], "uname", "[exec] allow = [\"uname\"]"),
+        (&[], "./echo", "hint: name it without a path, or by the whole path"),
+        (&["--env", "PATH=/tmp"], "echo", "hint: leave the variable out, or"),
+    ] {
+        let errors = near.home.fails(&on_far(options, &[command]), 5, "[exec]");
+        assert!(errors.contains(hint), "{errors}");
+    }
     near.home.fails(&on_far(&["--env", "LD_PRELOAD=/tmp/x.so"], &["echo"]), 5, "LD_PRELOAD");
     assert_eq!(near.home.ok(&on_far(&["--env", "LANG=C"], &["echo", "fine"])), "fine\n");
     // What runs a script has to be allowed, not the script.
