@@ -6,6 +6,7 @@
 mod home;
 mod layers;
 mod units;
+mod wording;
 
 use std::fs;
 use std::num::NonZeroUsize;
@@ -19,7 +20,9 @@ use crate::mesh::{AllowRule, BalanceRule, NodeName};
 pub use home::Home;
 pub use layers::{Layers, Loaded, Setting, Source};
 pub(crate) use units::bytes::{parse as parse_bytes, text as bytes_text};
+pub(crate) use units::duration;
 pub use units::multiaddress;
+pub(crate) use wording::plain;
 
 /// Everything that can be set. Read from `config.toml` by the field names; unknown keys are errors.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -317,17 +320,29 @@ mod tests {
             ("name = \"\"", "cannot be empty"),
             ("\n[limits]\nmessage_bytes = 0", "at least 1"),
             ("[limits]\nmessage_bytes = \"2 GiB\"", "1 GiB"),
-            ("[limits]\nlink_queue_messages = 0", "nonzero"),
+            ("[limits]\nlink_queue_messages = 0", "0 is not a whole number from 1 on"),
             ("[limits]\nlink_queue_bytes = \"many\"", "8 MiB"),
-            ("[times]\nsend_timeout = 3", "300ms"),
+            ("[times]\nsend_timeout = 3", "config.toml:2: a time is a text such as \"300ms\", \"5s\" or \"2m\""),
+            ("[times]\nsend_timeout = \"abc\"", "config.toml:2: 'abc' is no time: write 300ms, 5s or 2m, say"),
+            ("[times]\nsend_timeout = \"-1\"", "'-1' is no time"),
+            ("[times]\nresume = \"300000000000years\"", "at most 365 days"),
+            ("[limits]\nmessage_bytes = -1", "a number of bytes is at least 1"),
+            ("[limits]\nsubscription_messages = \"x\"", "\"x\" is not a whole number from 1 on"),
+            ("name = 3", "config.toml:1: 3 is not a text in quotes"),
+            ("runtime_dir = 3", "3 is not a text in quotes"),
+            ("listen = \"a:1\"", "\"a:1\" is not a list: write [..]"),
+            ("[exec]\nany = \"yes\"", "\"yes\" is not true or false"),
+            ("[[share]]\nname = \"a\"", "'path' is missing"),
+            ("[share]\nname = \"a\"\npath = \"b\"", "there can be several: write [[..]]"),
+            ("[[share]]\nname = \"a\"\npath = \"b\"\nmode = \"rw\"", "\"rw\" is not one of read, write, both"),
             ("listen = [\"nonsense\"]", "host:port"),
-            ("discovery = 3", "invalid type"),
-            ("[[balance]]\ntopic = \"a\"", "config.toml:1: missing field `policy`"),
+            ("discovery = 3", "config.toml:1: 3 is not a table"),
+            ("[[balance]]\ntopic = \"a\"", "config.toml:1: 'policy' is missing"),
             ("[[balance]]\npolicy = \"hash\"", "config.toml:1: a rule is for a topic or a service: add topic"),
             ("\n[[balance]]\ntopic = \"a\"\nservice = \"b\"\npolicy = \"hash\"", "config.toml:2: a rule is for"),
             ("[[balance]]\nservice = \"a\"\npolicy = \"hash\"\ngroup_by = \"host\"", "config.toml:1: group_by is for"),
-            ("[[balance]]\ntopic = \"a\"\npolicy = \"fair\"", "config.toml:3: unknown variant `fair`, expected"),
-            ("[[balance]]\ntopic = \"a\"\npolicy = \"fair\"", "`least_loaded`"),
+            ("[[balance]]\ntopic = \"a\"\npolicy = \"fair\"", "config.toml:3: \"fair\" is not one of round_robin, "),
+            ("[[balance]]\ntopic = \"a\"\npolicy = \"fair\"", "least_loaded, "),
             ("[[balance]]\ntopic = \"a/\"\npolicy = \"hash\"", "config.toml:2: a filter has no empty parts"),
             ("listen = [", "array"),
         ] {

@@ -7,6 +7,7 @@ mod recording;
 mod run;
 
 use std::ffi::OsString;
+use std::num::{IntErrorKind, ParseIntError};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -18,7 +19,7 @@ pub(super) use self::launch::LaunchArgs;
 pub(super) use self::recording::{InfoArgs, PlayArgs, RecordArgs};
 pub(super) use self::run::RunArgs;
 use crate::bench::PEER_VERB;
-use crate::config::{LimitsConfig, bytes_text, parse_bytes};
+use crate::config::{LimitsConfig, bytes_text, duration as time, parse_bytes};
 use crate::mesh::{Identity, MeshName, NodeName, ServiceName, Topic, TopicFilter};
 
 /// Programs on many machines find each other and exchange messages: no coordinator, no broker, one shared key.
@@ -202,7 +203,7 @@ pub(super) struct JoinArgs {
 #[derive(ArgGroup, Debug)]
 pub(super) struct WatchArgs {
     /// Stop after so many events
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, value_name = "N", value_parser = whole::<u64>(1, u64::MAX))]
     pub(super) count: Option<u64>,
     /// Stop after this time
     #[arg(long, value_name = "DURATION", value_parser = duration)]
@@ -219,7 +220,7 @@ pub(super) struct SendArgs {
     #[arg(long, conflicts_with_all = ["repeat"])]
     pub(super) lines: bool,
     /// Send the message so many times
-    #[arg(long, value_name = "N", default_value_t = 1, hide_default_value = true, value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, value_name = "N", default_value_t = 1, hide_default_value = true, value_parser = whole::<u64>(1, u64::MAX))]
     pub(super) repeat: u64,
     /// Time between messages
     #[arg(long, value_name = "DURATION", value_parser = duration)]
@@ -277,7 +278,7 @@ pub(super) struct ListenArgs {
     #[arg(long, value_name = "GROUP")]
     pub(super) name: Option<NodeName>,
     /// Stop after so many messages
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, value_name = "N", value_parser = whole::<u64>(1, u64::MAX))]
     pub(super) count: Option<u64>,
     /// Stop after this time; an error if --count was not reached
     #[arg(long, value_name = "DURATION", value_parser = duration)]
@@ -330,7 +331,7 @@ pub(super) struct ServeArgs {
     #[arg(long, value_name = "NAME")]
     pub(super) name: Option<NodeName>,
     /// Most commands at a time; further calls wait [default: one per processor]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    #[arg(long, value_name = "N", value_parser = whole::<u16>(1, 1024))]
     pub(super) jobs: Option<u16>,
     /// How replies are encoded: json is checked, cbor is made from JSON [default: text, or bytes if it is no text]
     #[arg(long, value_name = "FORMAT")]
@@ -343,7 +344,7 @@ pub(super) struct PingArgs {
     #[arg(value_name = "PEER|NODE")]
     pub(super) target: String,
     /// How many times
-    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = whole::<u64>(1, u64::MAX))]
     pub(super) count: u64,
     /// Time between two
     #[arg(long, value_name = "DURATION", default_value = "200ms", value_parser = duration)]
@@ -368,19 +369,19 @@ pub(super) struct BenchArgs {
     #[arg(long, value_name = "DURATION", value_parser = some_duration)]
     pub(super) time: Option<Duration>,
     /// At most so many messages, round trips or calls for each figure [default: as many as go in that time]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, value_name = "N", value_parser = whole::<u64>(1, u64::MAX))]
     pub(super) count: Option<u64>,
     /// Measure each figure so many times, and print the median
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=100))]
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = whole::<u16>(1, 100))]
     pub(super) rounds: u16,
     /// Calls at a time; call measures one at a time too
-    #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u16).range(1..=4096))]
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = whole::<u16>(1, 4096))]
     pub(super) in_flight: u16,
     /// Nodes that listen to one sender, in up to 4 processes; several with commas
-    #[arg(long, value_name = "N", value_delimiter = ',', default_values_t = [4, 32], value_parser = clap::value_parser!(u16).range(1..=1000))]
+    #[arg(long, value_name = "N", value_delimiter = ',', default_values_t = [4, 32], value_parser = whole::<u16>(1, 1000))]
     pub(super) fan_out: Vec<u16>,
     /// Peers that do nothing, each a process [default: 10, or 4 with --quick]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(2..=200))]
+    #[arg(long, value_name = "N", value_parser = whole::<u16>(2, 200))]
     pub(super) idle: Option<u16>,
     /// Take seconds instead of a minute: rougher figures
     #[arg(long)]
@@ -428,7 +429,25 @@ fn duration(text: &str) -> Result<Duration, String> {
     if text == "0" {
         return Ok(Duration::ZERO);
     }
-    humantime::parse_duration(text).map_err(|error| format!("{error}: write 300ms, 5s or 2m, say"))
+    time::parse(text)
+}
+
+/// A number within bounds.
+fn whole<N: TryFrom<u64>>(least: u64, most: u64) -> impl Fn(&str) -> Result<N, String> + Clone {
+    move |text| {
+        let bounds = || match most {
+            u64::MAX => format!("write a whole number from {least} on"),
+            _ => format!("write a whole number from {least} to {most}"),
+        };
+        let number = text.parse().map_err(|error: ParseIntError| match error.kind() {
+            IntErrorKind::PosOverflow if most == u64::MAX => format!("at most {most}"),
+            _ => bounds(),
+        })?;
+        if !(least..=most).contains(&number) {
+            return Err(bounds());
+        }
+        N::try_from(number).map_err(|_| bounds())
+    }
 }
 
 const START: &str = "\

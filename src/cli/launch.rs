@@ -80,7 +80,7 @@ impl From<PlanError> for Trouble {
 }
 
 /// What would be started, as `--json` prints it.
-#[derive(Serialize)]
+#[derive(Default, Serialize)]
 struct Planned<'a> {
     program: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -88,37 +88,52 @@ struct Planned<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     command: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    chdir: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    env: Option<&'a BTreeMap<String, String>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     after: Option<Vec<String>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     skipped: Option<String>,
 }
 
 fn dry_run(plan: &Plan, out: &mut Output) -> Result<Exit, Trouble> {
-    let step = |step: &Step| {
+    let after = |step: &Step| {
         let others = step.after.iter().map(|at| plan.steps[*at].program.name.clone());
-        (others.chain(step.needs.iter().map(ToString::to_string)).collect::<Vec<_>>(), command(&step.program))
+        others.chain(step.needs.iter().map(ToString::to_string)).collect::<Vec<_>>()
     };
     if out.json {
-        for one in &plan.steps {
-            let (after, command) = step(one);
-            let (program, count) = (&one.program.name, Some(one.program.count));
-            out.object(&Planned { program, count, command: Some(command), after: Some(after), skipped: None })?;
+        for step in &plan.steps {
+            let Program { name, count, env, chdir, .. } = &step.program;
+            out.object(&Planned {
+                program: name,
+                count: Some(*count),
+                command: Some(command(&step.program)),
+                chdir: Some(chdir.display().to_string()),
+                env: Some(env),
+                after: Some(after(step)),
+                ..Planned::default()
+            })?;
         }
         for one in &plan.skipped {
             let skipped = Some(one.why.to_string());
-            out.object(&Planned { program: &one.name, count: None, command: None, after: None, skipped })?;
+            out.object(&Planned { program: &one.name, skipped, ..Planned::default() })?;
         }
         return Ok(Exit::Done);
     }
     let mut rows = Vec::new();
-    for one in &plan.steps {
-        let (after, command) = step(one);
-        rows.push([one.program.name.clone(), one.program.count.to_string(), after.join(", "), command]);
+    for step in &plan.steps {
+        let Program { name, count, env, chdir, .. } = &step.program;
+        let variables = env.iter().map(|(name, value)| quoted(&format!("{name}={value}")) + " ");
+        let variables = if env.is_empty() { String::new() } else { "env ".to_owned() + &variables.collect::<String>() };
+        let (chdir, command) = (quoted(&chdir.display().to_string()), variables + &command(&step.program));
+        rows.push([name.clone(), count.to_string(), after(step).join(", "), chdir, command]);
     }
     for one in &plan.skipped {
-        rows.push([one.name.clone(), "0".to_owned(), String::new(), format!("({})", one.why)]);
+        let nothing = String::new;
+        rows.push([one.name.clone(), "0".to_owned(), nothing(), nothing(), format!("({})", one.why)]);
     }
-    out.table(["PROGRAM", "COUNT", "AFTER", "COMMAND"], &rows)?;
+    out.table(["PROGRAM", "COUNT", "AFTER", "DIRECTORY", "COMMAND"], &rows)?;
     Ok(Exit::Done)
 }
 

@@ -20,7 +20,8 @@ pub(super) fn man(dir: Option<&Path>, out: &mut Output) -> Result<Exit, Trouble>
     match dir {
         Some(dir) => {
             let written = std::fs::create_dir_all(dir).and_then(|()| clap_mangen::generate_to(Args::command(), dir));
-            written.map_err(|error| Trouble::failed(&format!("cannot write to {}", dir.display()), &error))?;
+            let failed = |error| Trouble::failed(&format!("cannot write to {}", dir.display()), &error);
+            written.map_err(|error| failed(error).hint("name a directory that can be made or written to"))?;
         }
         None => {
             let mut page = Vec::new();

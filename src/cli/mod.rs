@@ -214,6 +214,45 @@ mod tests {
     }
 
     #[test]
+    fn what_is_no_number_or_time_is_told_what_to_write() {
+        for (line, said) in [
+            ("meshd watch --count=N", "write a whole number from 1 on"),
+            ("meshd send a --repeat=N", "write a whole number from 1 on"),
+            ("meshd listen a --count=N", "write a whole number from 1 on"),
+            ("meshd serve a --exec x --jobs=N", "write a whole number from 1 to 1024"),
+            ("meshd ping a --count=N", "write a whole number from 1 on"),
+            ("meshd record a --count=N", "write a whole number from 1 on"),
+            ("meshd bench --count=N", "write a whole number from 1 on"),
+            ("meshd bench --rounds=N", "write a whole number from 1 to 100"),
+            ("meshd bench --in-flight=N", "write a whole number from 1 to 4096"),
+            ("meshd bench --fan-out=N", "write a whole number from 1 to 1000"),
+            ("meshd bench --idle=N", "write a whole number from 2 to 200"),
+        ] {
+            for number in ["0", "-1", "abc", "1.5", "1e9"] {
+                let error = Args::try_parse_from(line.replace('N', number).split(' ')).unwrap_err().to_string();
+                let first = error.lines().next().unwrap();
+                assert!(first.contains(number) && first.ends_with(said), "{line} {number}: {error}");
+            }
+        }
+        let error =
+            Args::try_parse_from(["meshd", "watch", "--count", "99999999999999999999"]).unwrap_err().to_string();
+        assert!(error.lines().next().unwrap().ends_with(": at most 18446744073709551615"), "{error}");
+        for option in ["listen a --timeout", "send a --ttl", "exec --on a --timeout", "key rotate --grace"] {
+            for (time, said) in [
+                ("-1", ": write 300ms, 5s or 2m, say"),
+                ("abc", ": write 300ms, 5s or 2m, say"),
+                ("5", ": write 300ms, 5s or 2m, say"),
+                ("99999999999999999999999", ": write 300ms, 5s or 2m, say"),
+                ("300000000000years", ": at most 365 days"),
+            ] {
+                let line = format!("meshd {option}={time}");
+                let error = Args::try_parse_from(line.split(' ')).unwrap_err().to_string();
+                assert!(error.lines().next().unwrap().ends_with(said), "{line}: {error}");
+            }
+        }
+    }
+
+    #[test]
     fn verbs_parse_as_documented() {
         for line in [
             "meshd run --name a --listen 0.0.0.0:4001 --listen /ip6/::/tcp/0 --bootstrap h:1 --no-mdns --no-local --json",

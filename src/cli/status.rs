@@ -250,7 +250,7 @@ pub(super) async fn ping(place: Place, args: PingArgs, out: &mut Output) -> Resu
 
 pub(super) async fn config(place: Place, out: &mut Output) -> Result<Exit, Trouble> {
     // First what is written: a mistake there is what whoever calls this wants to know.
-    let written = Layers::from_environment().load(&place.home, &place.mesh)?;
+    let written = crate::daemon::settings(&Layers::from_environment(), &place.home, &place.mesh)?;
     let settings = match Client::find(&place).await? {
         Some(mut client) => ask!(client, Request::Config => Reply::Config(settings) => settings),
         None => {

@@ -111,7 +111,8 @@ impl From<DaemonError> for Trouble {
     fn from(error: DaemonError) -> Self {
         let exit = match error {
             DaemonError::AlreadyRuns { .. } => Exit::Refused,
-            DaemonError::Config(_) | DaemonError::Share(_) | DaemonError::SocketPathTooLong { .. } => Exit::Usage,
+            DaemonError::Config(_) | DaemonError::Share(_) | DaemonError::Address(_) => Exit::Usage,
+            DaemonError::SocketPathTooLong { .. } => Exit::Usage,
             _ => Exit::Failed,
         };
         Self::new(exit, chain(&error)).hint_if_any(error.hint())

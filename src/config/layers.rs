@@ -5,7 +5,7 @@ use std::path::Path;
 
 use toml::{Table, Value};
 
-use super::{Config, ConfigError, Home, ShareConfig, ShareMode, read_optional};
+use super::{Config, ConfigError, Home, ShareConfig, ShareMode, plain, read_optional};
 use crate::mesh::{Action, AllowRule, BalanceRule, GroupBy, MeshName, NodeName, Policy, ServiceName, TopicFilter, Who};
 
 /// What was said besides the file. Kept, so that settings can be loaded again.
@@ -101,7 +101,8 @@ impl Layers {
             set_checked(&mut table, key, value.clone(), name)?;
             sources.insert(key.clone(), Source::Argument(name.clone()));
         }
-        let mut config: Config = table.clone().try_into().map_err(|error| value_error("the settings", error))?;
+        let mut config: Config =
+            table.clone().try_into().map_err(|error| value_error("the settings", error.message()))?;
         // A ticket's addresses add to what else is known: they were fetched for good, not for one run.
         let remembered = home.remembered(mesh)?;
         if !remembered.is_empty() {
@@ -134,7 +135,7 @@ pub(super) fn read_file(path: &Path) -> Result<(Config, Table), ConfigError> {
     let line = |at: usize| 1 + text.bytes().take(at).filter(|byte| *byte == b'\n').count();
     let failed = |error: toml::de::Error| {
         let line = line(error.span().map_or(0, |span| span.start));
-        ConfigError::File { path: path.to_owned(), line, message: error.message().trim().replace('\n', ", ") }
+        ConfigError::File { path: path.to_owned(), line, message: plain(error.message()) }
     };
     let document = toml::de::DeTable::parse(&text).map_err(failed)?;
     if let Some((key, at)) = unknown_key(document.get_ref()) {
@@ -287,7 +288,7 @@ fn text_of(value: &Value) -> String {
 }
 
 fn value_error(origin: &str, message: impl ToString) -> ConfigError {
-    ConfigError::Value { origin: origin.to_owned(), message: message.to_string().trim().replace('\n', ", ") }
+    ConfigError::Value { origin: origin.to_owned(), message: plain(&message.to_string()) }
 }
 
 const BOOTSTRAP: &str = "bootstrap";

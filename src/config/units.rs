@@ -131,7 +131,7 @@ pub(crate) mod bytes {
 }
 
 /// Durations: `300ms`, `5s`, `2m`.
-pub(super) mod duration {
+pub(crate) mod duration {
     use std::time::Duration;
 
     use serde::de::Error;
@@ -141,11 +141,23 @@ pub(super) mod duration {
         out.collect_str(&humantime::format_duration(*duration))
     }
 
-    pub(in crate::config) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Duration, D::Error> {
-        let form = "a duration is a text such as \"300ms\", \"5s\" or \"2m\"";
-        let text = String::deserialize(from).map_err(|error| D::Error::custom(format!("{error}; {form}")))?;
-        humantime::parse_duration(&text).map_err(|error| D::Error::custom(format!("'{text}': {error}; {form}")))
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Duration, D::Error> {
+        let form = |_| D::Error::custom("a time is a text such as \"300ms\", \"5s\" or \"2m\"");
+        let text = String::deserialize(from).map_err(form)?;
+        parse(&text).map_err(|says| D::Error::custom(format!("'{text}' is no time: {says}")))
     }
+
+    /// How long a text says.
+    ///
+    /// # Errors
+    /// Says what to write instead.
+    pub(crate) fn parse(text: &str) -> Result<Duration, String> {
+        let span = humantime::parse_duration(text).map_err(|_| "write 300ms, 5s or 2m, say".to_owned())?;
+        if span > LONGEST { Err("at most 365 days".to_owned()) } else { Ok(span) }
+    }
+
+    /// The longest time that can be set: the clock can be added to it.
+    const LONGEST: Duration = Duration::from_secs(365 * 24 * 3600);
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::info;
 
 use super::errands::{daemon_of, no_daemon};
 use super::failures::call_failure;
@@ -24,11 +24,10 @@ pub(super) async fn offer(node: &Node, wanted: CancellationToken) -> Result<Serv
 
 fn answer(me: &Node, request: &Request, wanted: &CancellationToken) -> Result<(), mesh::Failure> {
     let peer = request.from.peer;
+    // A refusal is logged where all are, so often and no more.
+    me.permits(peer, Action::Stop, me.name().as_str())
+        .map_err(|refusal| mesh::Failure::new(mesh::Failure::REFUSED, refusal.to_string()))?;
     let identity = me.identity_of(peer).map_or_else(|| "unknown".to_owned(), |identity| identity.to_string());
-    if let Err(refusal) = me.permits(peer, Action::Stop, me.name().as_str()) {
-        warn!(%peer, identity, rule = refusal.rule, "a peer wanted this daemon to stop, and may not");
-        return Err(mesh::Failure::new(mesh::Failure::REFUSED, refusal.to_string()));
-    }
     info!(%peer, identity, "another peer wants this daemon to stop");
     wanted.cancel(); // the drain that follows waits for this answer
     Ok(())

@@ -72,11 +72,25 @@ pub(crate) enum DaemonError {
     #[error("the shares in config.toml cannot be")]
     Share(#[from] ShareError),
     #[error(transparent)]
+    Address(StartError),
+    #[error(transparent)]
     Start(#[from] StartError),
     #[error(transparent)]
     Offer(#[from] ListenError),
     #[error(transparent)]
     Closed(#[from] Closed),
+}
+
+/// The settings by which a daemon would run.
+///
+/// # Errors
+/// It would not run by them. Nothing is left that only shows when it starts, but for what others have taken.
+pub(crate) fn settings(layers: &Layers, home: &Home, mesh: &MeshName) -> Result<Loaded, DaemonError> {
+    let loaded = layers.load(home, mesh)?;
+    claim::check_length(&home.socket(mesh))?;
+    crate::files::check(&loaded.config.share)?;
+    crate::node::check(&loaded.config).map_err(DaemonError::Address)?;
+    Ok(loaded)
 }
 
 /// Runs a daemon until SIGTERM or SIGINT, or until somebody who may wants it to stop.
@@ -87,8 +101,7 @@ pub(crate) async fn run(settings: Settings, mut notify: impl FnMut(Notice<'_>)) 
     let Settings { home, mesh, layers } = settings;
     let (dir, socket) = (home.mesh(&mesh), home.socket(&mesh));
     // Before anything is changed: everything that can be wrong with what was said.
-    let loaded = layers.load(&home, &mesh)?;
-    claim::check_length(&socket)?;
+    let loaded = self::settings(&layers, &home, &mesh)?;
     let mut signals = Signals::new().map_err(DaemonError::Signals)?;
 
     private_dir(home.dir())?;
@@ -146,7 +159,7 @@ impl DaemonError {
             }
             Self::Config(error) => Some(error.hint()),
             Self::Key(error) => error.hint(),
-            Self::Start(error) => error.hint(),
+            Self::Address(error) | Self::Start(error) => error.hint(),
             Self::Share(_) => Some("correct [[share]] in config.toml: each has a name of its own".to_owned()),
             Self::Signals(_) | Self::Offer(_) | Self::Closed(_) => None,
         }
@@ -194,7 +207,7 @@ async fn reload(node: &Node, layers: &Layers, running: &Loaded, home: &Home, mes
         Ok(()) => info!("keys were read again"),
         Err(error) => warn!(%error, "the keys stay as they are"),
     }
-    match layers.load(home, mesh) {
+    match settings(layers, home, mesh) {
         Ok(loaded) => {
             let changed = loaded.settings.iter().zip(&running.settings).filter(|(new, old)| new.value != old.value);
             for (new, old) in changed {

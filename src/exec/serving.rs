@@ -13,11 +13,13 @@ use std::time::Duration;
 use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
 use tokio::sync::Semaphore;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 use tracing::info;
 
 use super::policy::Policy;
+use super::refusals::{MINUTE, Refusals};
 use super::run::{GRACE, Run};
 use crate::config::ExecConfig;
 use crate::keeper::Keeper;
@@ -32,6 +34,7 @@ use crate::node::{Channel, ChannelService, ListenError, Node};
 pub struct ExecService {
     runner: Arc<Runner>,
     _service: ChannelService,
+    _minutes: AbortOnDropHandle<()>,
 }
 
 /// What all programs that run here share.
@@ -42,6 +45,7 @@ struct Runner {
     keeper: Arc<Keeper>,
     places: Arc<Semaphore>,
     stop: CancellationToken,
+    refusals: Arc<Refusals>,
 }
 
 /// A program that was sent along, while it is needed.
@@ -53,7 +57,8 @@ impl Node {
     ///
     /// Each runs in a process group of its own, with the rights of this process. When its caller goes, when its time is up, or
     /// when this process ends or is killed, all that it started is ended: SIGTERM, and 5 s later SIGKILL. 256 run at once;
-    /// who wants more is told that the node is busy. Who ran what is logged.
+    /// who wants more is told that the node is busy. Who ran what is logged, and who was refused, as a number beyond ten times a
+    /// minute.
     ///
     /// # Errors
     /// This node does it already, or the process has left the mesh.
@@ -64,13 +69,22 @@ impl Node {
             keeper: Arc::new(Keeper::new(GRACE)),
             places: Arc::new(Semaphore::new(MAX_RUNNING)),
             stop: CancellationToken::new(),
+            refusals: Arc::default(),
         });
+        let refusals = Arc::clone(&runner.refusals);
         let shared = Arc::clone(&runner);
         let serve = move |channel| {
             let runner = Arc::clone(&shared);
             async move { runner.serve(channel).await }
         };
-        Ok(ExecService { _service: self.serve_channels(EXEC_SERVICE, serve).await?, runner })
+        let service = self.serve_channels(EXEC_SERVICE, serve).await?;
+        let minutes = tokio::spawn(async move {
+            loop {
+                sleep(MINUTE).await; // as long as programs are run for others
+                refusals.sum_up();
+            }
+        });
+        Ok(ExecService { runner, _service: service, _minutes: AbortOnDropHandle::new(minutes) })
     }
 }
 
@@ -82,6 +96,7 @@ impl ExecService {
     pub async fn end(self) {
         self.runner.stop.cancel();
         let _ = self.runner.places.acquire_many(MAX_RUNNING as u32).await; // never closed
+        self.runner.refusals.sum_up();
     }
 }
 
@@ -95,17 +110,19 @@ impl Runner {
         }
         let (who, command) = (self.who(from), shown(&request));
         let place = Arc::clone(&self.places).try_acquire_owned();
-        let began = Instant::now();
-        let ended = match (self.find(from, &request), place) {
-            (Err(failure), _) => Err(failure),
-            (Ok(_), _) if self.stop.is_cancelled() => Err(Failure::new(Failure::BUSY, "it is about to stop")),
-            (Ok(_), Err(_)) => Err(Failure::new(Failure::BUSY, format!("{MAX_RUNNING} programs run there already"))),
-            (Ok((program, chdir)), Ok(_place)) => {
-                info!(who, node = %from, command, "runs a program for another");
-                self.run(&channel, request, &program, chdir.as_deref()).await
+        let found = self.find(from, &request).and_then(|found| match place {
+            _ if self.stop.is_cancelled() => Err(Failure::new(Failure::BUSY, "it is about to stop")),
+            Err(_) => Err(Failure::new(Failure::BUSY, format!("{MAX_RUNNING} programs run there already"))),
+            Ok(place) => Ok((found, place)),
+        });
+        let ((program, chdir), _place) = found.inspect_err(|failure| {
+            if self.refusals.is_logged(from.peer, &who) {
+                info!(who, node = %from, command, why = failure.message, "the program was not run");
             }
-        };
-        match ended {
+        })?;
+        info!(who, node = %from, command, "runs a program for another");
+        let began = Instant::now();
+        match self.run(&channel, request, &program, chdir.as_deref()).await {
             Ok(exit) => {
                 info!(who, node = %from, command, %exit, took = ?began.elapsed(), "the program has ended");
                 Ok(())

@@ -387,7 +387,15 @@ fn at_once(names: &[&[u8]]) -> usize {
 /// # Errors
 /// It is none.
 pub(super) fn expression(regex: Option<&str>) -> Result<Option<Regex>, FileError> {
-    regex.map(Regex::new).transpose().map_err(|error| FileError::Pattern(error.to_string()))
+    let parsed = |text: &str| {
+        Regex::new(text).map_err(|error| {
+            // It draws a picture of where; what is wrong stands below.
+            let error = error.to_string();
+            let what = error.lines().last().unwrap_or_default().trim_start_matches("error: ");
+            FileError::Pattern(format!("'{text}' is no regular expression: {what}"))
+        })
+    };
+    regex.map(parsed).transpose()
 }
 
 fn absolute(path: Vec<u8>) -> Result<PathBuf, FileError> {

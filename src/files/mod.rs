@@ -39,6 +39,14 @@ use crate::config::ShareConfig;
 use crate::mesh::{FarPlace, FileEvent, FileInfo, FileJob, FileKind, NodeId, NodeName, ShareInfo};
 use crate::node::{ChannelService, Node, Serving};
 
+/// Whether a node could share these.
+///
+/// # Errors
+/// A name is not one or comes twice.
+pub(crate) fn check(shares: &[ShareConfig]) -> Result<(), ShareError> {
+    share::named(shares.to_vec()).map(drop)
+}
+
 /// The shares of a node. Dropping it ends them: transfers under way find nobody.
 #[derive(Debug)]
 pub struct Sharing {

@@ -40,7 +40,8 @@ impl Drop for StopOnDrop {
     }
 }
 
-pub(super) async fn share(node: &Node, shares: Vec<ShareConfig>) -> Result<Sharing, ShareError> {
+/// The shares by their names, if these can be.
+pub(super) fn named(shares: Vec<ShareConfig>) -> Result<HashMap<String, ShareConfig>, ShareError> {
     let mut named = HashMap::new();
     for share in shares {
         let is_name = SharePath::default().child(share.name.as_bytes()).is_some();
@@ -51,6 +52,11 @@ pub(super) async fn share(node: &Node, shares: Vec<ShareConfig>) -> Result<Shari
             return Err(ShareError::Twice(twice.name));
         }
     }
+    Ok(named)
+}
+
+pub(super) async fn share(node: &Node, shares: Vec<ShareConfig>) -> Result<Sharing, ShareError> {
+    let named = named(shares)?;
     let partials = Arc::new(Partials::default());
     let (lists, open) = (Semaphore::new(LISTS_AT_ONCE), Mutex::default());
     let shares = Arc::new(Shares { shares: named, partials: Arc::clone(&partials), lists, open });

@@ -6,9 +6,10 @@ use std::num::{NonZeroU16, NonZeroU32};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use serde::{Deserialize, Deserializer};
+use serde::Deserialize;
 use toml::de::{DeTable, DeValue};
 
+use crate::config::{duration, plain};
 use crate::mesh::{MeshName, ServiceName, Topic};
 
 /// A launch file, checked.
@@ -107,12 +108,12 @@ pub(crate) enum Restart {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Backoff {
-    #[serde(deserialize_with = "duration")]
+    #[serde(deserialize_with = "duration::deserialize")]
     pub(crate) first: Duration,
-    #[serde(deserialize_with = "duration")]
+    #[serde(deserialize_with = "duration::deserialize")]
     pub(crate) most: Duration,
     /// Who ran for so long ran well: the next time is the first again.
-    #[serde(deserialize_with = "duration")]
+    #[serde(deserialize_with = "duration::deserialize")]
     pub(crate) reset_after: Duration,
 }
 
@@ -225,18 +226,18 @@ struct WrittenProgram {
     #[serde(default)]
     disabled: bool,
     after: Option<toml::Value>,
-    #[serde(default = "after_timeout", deserialize_with = "duration")]
+    #[serde(default = "after_timeout", deserialize_with = "duration::deserialize")]
     after_timeout: Duration,
-    #[serde(default, deserialize_with = "duration")]
+    #[serde(default, deserialize_with = "duration::deserialize")]
     start_delay: Duration,
-    #[serde(default, deserialize_with = "duration")]
+    #[serde(default, deserialize_with = "duration::deserialize")]
     after_delay: Duration,
     #[serde(default)]
     restart: Restart,
     #[serde(default)]
     backoff: Backoff,
     max_restarts: Option<u32>,
-    #[serde(default = "stop_timeout", deserialize_with = "duration")]
+    #[serde(default = "stop_timeout", deserialize_with = "duration::deserialize")]
     stop_timeout: Duration,
     #[serde(default)]
     ends_all: bool,
@@ -306,7 +307,7 @@ impl WrittenProgram {
             job,
             count,
             env: self.env,
-            chdir: folder.join(self.chdir.unwrap_or_default()),
+            chdir: self.chdir.map_or_else(|| folder.to_owned(), |chdir| folder.join(chdir)),
             on_host,
             disabled: self.disabled,
             after,
@@ -327,7 +328,7 @@ fn need(value: toml::Value) -> Result<After, String> {
     match value {
         toml::Value::String(program) => Ok(After::Program(program)),
         toml::Value::Table(table) => {
-            let written: WrittenNeed = table.try_into().map_err(|error| error.message().trim().replace('\n', ", "))?;
+            let written: WrittenNeed = table.try_into().map_err(|error| plain(error.message()))?;
             let count = written.count.map_or(1, |count| count.get() as usize);
             match (written.topic, written.service) {
                 (Some(topic), None) => Ok(After::Need(Need::Topic { topic, count })),
@@ -360,7 +361,7 @@ impl Bad {
 impl From<toml::de::Error> for Bad {
     fn from(error: toml::de::Error) -> Self {
         let at = error.span().map_or(0, |span| span.start);
-        Self::Value { at, message: error.message().trim().replace('\n', ", ") }
+        Self::Value { at, message: plain(error.message()) }
     }
 }
 
@@ -447,13 +448,6 @@ fn nearest(key: &str) -> Option<String> {
     (best.0 >= ALIKE).then_some(best.1)
 }
 
-fn duration<'de, D: Deserializer<'de>>(from: D) -> Result<Duration, D::Error> {
-    let text = String::deserialize(from)?;
-    let span = humantime::parse_duration(&text).map_err(|error| format!("{error}: write 300ms, 5s or 2m, say"));
-    let span = span.and_then(|span| if span > LONGEST { Err("at most 365 days".to_owned()) } else { Ok(span) });
-    span.map_err(serde::de::Error::custom)
-}
-
 fn after_timeout() -> Duration {
     Duration::from_secs(60)
 }
@@ -490,8 +484,6 @@ const BACKOFF_KEYS: &[&str] = &["first", "most", "reset_after"];
 const MAX_NAME: usize = 64;
 /// Processes of one program.
 const MAX_COUNT: u16 = 1000;
-/// The longest time that can be written: the clock can be added to it.
-const LONGEST: Duration = Duration::from_secs(365 * 24 * 3600);
 /// Jaro-Winkler likeness above which a key is worth suggesting, as for settings.
 const ALIKE: f64 = 0.8;
 /// What a key loses by standing in another table than the one written.
@@ -580,12 +572,17 @@ mod tests {
             ("[program.a]\ncommand = []", ":2: program.a: names no program"),
             ("[program.a]\nshell = \" \"", ":2: program.a: says nothing"),
             ("[program.a]\ncommand = [\"a\"]\nshell = \"a\"", ":3: program.a: has a command already"),
-            ("[program.a]\ncommand = \"a b\"", ":2: invalid type: string"),
-            ("[program.a]\nshell = \"a\"\ncount = 0", ":3: "),
+            ("[program.a]\ncommand = \"a b\"", ":2: \"a b\" is not a list: write [..]"),
+            ("[program.a]\nshell = \"a\"\ncount = 0", ":3: 0 is not a whole number from 1 to 65535"),
             ("[program.a]\nshell = \"a\"\ncount = 1001", ":3: program.a: at most 1000"),
-            ("[program.a]\nshell = \"a\"\nrestart = \"often\"", ":3: unknown variant `often`"),
-            ("[program.a]\nshell = \"a\"\nstart_delay = \"soon\"", ":3: "),
+            (
+                "[program.a]\nshell = \"a\"\nrestart = \"often\"",
+                ":3: \"often\" is not one of always, on_failure, never",
+            ),
+            ("[program.a]\nshell = \"a\"\nstart_delay = \"soon\"", ":3: 'soon' is no time: write 300ms"),
             ("[program.a]\nshell = \"a\"\nstart_delay = \"2y\"", "at most 365 days"),
+            ("[program.a]\nshell = \"a\"\nmax_restarts = -1", ":3: -1 is not a whole number from 0 to 4294967295"),
+            ("[program.a]\nshell = \"a\"\nafter = { topic = \"a\", count = 0 }", "0 is not a whole number from 1"),
             ("[program.a]\nshell = \"a\"\nafter = 3", ":3: program.a: write \"PROGRAM\", {"),
             ("[program.a]\nshell = \"a\"\nafter = {}", ":3: program.a: write \"PROGRAM\", {"),
             ("[program.a]\nshell = \"a\"\nafter = { topic = \"a/*\" }", ":3: program.a: "),

@@ -16,7 +16,7 @@ use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use tokio::time::sleep_until;
 use tracing::{debug, info, warn};
 
-use super::addresses::{parse, plan};
+use super::addresses::{self, plan};
 use super::behaviour::{Behaviour, BehaviourEvent, members_topic};
 use super::command::{Alive, Command};
 use super::connections::{Connection, Remote};
@@ -118,8 +118,7 @@ impl Actor {
         ready: oneshot::Sender<()>,
     ) -> Result<(Self, watch::Receiver<Arc<Routes>>), NetError> {
         let (now, started) = (Instant::now(), SystemTime::now());
-        let listen: Vec<Multiaddr> = config.listen.iter().map(|text| parse(text)).collect::<Result<_, _>>()?;
-        let bootstrap: Vec<Multiaddr> = config.bootstrap.iter().map(|text| parse(text)).collect::<Result<_, _>>()?;
+        let (listen, bootstrap) = addresses::read(&config.listen, &config.bootstrap)?;
         let listen = plan(&listen)?;
 
         let run = RunKey::generate();

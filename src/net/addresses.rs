@@ -38,6 +38,22 @@ pub(super) fn parse(text: &str) -> Result<Multiaddr, NetError> {
     Ok(Multiaddr::empty().with(Protocol::Dns(host.into())).with(Protocol::Tcp(port)))
 }
 
+/// Addresses to listen on, and those of peers to try first, read: all that can be wrong with them, whatever machine this is.
+pub(super) fn read(listen: &[String], bootstrap: &[String]) -> Result<(Vec<Multiaddr>, Vec<Multiaddr>), NetError> {
+    let all = |texts: &[String]| texts.iter().map(|text| parse(text)).collect::<Result<Vec<_>, _>>();
+    let (listen, bootstrap) = (all(listen)?, all(bootstrap)?);
+    listen.iter().try_for_each(|address| own(address).map(drop))?;
+    Ok((listen, bootstrap))
+}
+
+/// The IP address of one to listen on.
+fn own(address: &Multiaddr) -> Result<IpAddr, NetError> {
+    ip_of(address).ok_or_else(|| NetError::Listen {
+        address: address.to_string(),
+        source: io::Error::other("only IP addresses can be listened on"),
+    })
+}
+
 /// What to listen on.
 #[derive(Debug, Default)]
 pub(super) struct Plan {
@@ -56,7 +72,7 @@ pub(super) fn plan(listen: &[Multiaddr]) -> Result<Plan, NetError> {
     let mut any_port = false;
     for address in listen {
         let error = |source| NetError::Listen { address: address.to_string(), source };
-        let ip = ip_of(address).ok_or_else(|| error(io::Error::other("only IP addresses can be listened on")))?;
+        let ip = own(address)?;
         let port = tcp_port(address).unwrap_or(0);
         let local = Multiaddr::from(ip).with(Protocol::Tcp(port));
         let free = TcpListener::bind((ip, port));

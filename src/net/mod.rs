@@ -183,6 +183,14 @@ impl NetError {
     }
 }
 
+/// Whether such addresses can be: to listen on, and of peers to try first.
+///
+/// # Errors
+/// One of them is nonsense. That somebody else has it, only starting tells.
+pub(crate) fn check(listen: &[String], bootstrap: &[String]) -> Result<(), NetError> {
+    addresses::read(listen, bootstrap).map(drop)
+}
+
 /// Starts a peer. Gives its handle, its links, and the task of the event loop, which ends when the peer has left.
 ///
 /// # Errors

@@ -82,6 +82,14 @@ impl StartError {
     }
 }
 
+/// Whether a node could start by such settings, for all that they say of the network.
+///
+/// # Errors
+/// An address is nonsense.
+pub(crate) fn check(config: &Config) -> Result<(), StartError> {
+    Ok(net::check(&config.listen, &config.bootstrap)?)
+}
+
 impl Builder {
     pub(super) fn new(name: String) -> Self {
         let (changes, balance, allow) = (Vec::new(), Vec::new(), Vec::new());

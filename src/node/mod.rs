@@ -22,6 +22,7 @@ mod service;
 mod subscription;
 
 pub use self::acceptor::{Acceptor, ChannelService, OpenError, OpenOptions, ReplyStream};
+pub(crate) use self::builder::check;
 pub use self::builder::{Builder, StartError};
 pub use self::channel::{AdoptError, Channel, ChannelError, ChannelHandle};
 pub use self::codec::DecodeError;

@@ -165,6 +165,31 @@ fn watch_prints_events_as_they_happen() {
 }
 
 #[test]
+fn config_refuses_what_run_refuses() {
+    let home = Home::new();
+    home.ok(&["key", "new"]);
+    let file = home.path().join("default/config.toml");
+    let share = |name: &str| format!("[[share]]\nname = \"{name}\"\npath = \"x\"\n");
+    for (text, said) in [
+        (share("a") + &share("a"), "two shares are named 'a'"),
+        (share("a/b"), "'a/b' names no share"),
+        ("listen = [\"/nonsense\"]".to_owned(), "\"/nonsense\" is not an address"),
+        ("listen = [\"/ip4/1.2.3.4/udp/5\"]".to_owned(), "hint: it names no TCP port"),
+        ("listen = [\"/dns/localhost/tcp/5\"]".to_owned(), "only IP addresses can be listened on"),
+        ("bootstrap = [\"/dnsaddr/a.b/tcp/5\"]".to_owned(), "hint: it begins with ip4"),
+        ("[times]\nresume = \"300000000000years\"".to_owned(), "at most 365 days"),
+    ] {
+        fs::write(&file, &text).unwrap();
+        for verb in [&["config"][..], &["run", "--no-mdns"]] {
+            let errors = home.fails(verb, 2, said);
+            assert!(errors.contains("hint: "), "{text}: {errors}");
+        }
+    }
+    fs::write(&file, share("a") + &share("b")).unwrap();
+    home.ok(&["config"]);
+}
+
+#[test]
 fn a_daemon_that_is_told_to_stop_leaves_in_order() {
     let (near, far) = two_daemons();
     let listener = far.home.spawn(&["listen", "t"]);

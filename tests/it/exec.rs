@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
@@ -145,7 +145,14 @@ fn who_is_not_allowed_is_told_which_setting_that_takes() {
         let errors = near.home.fails(&on_far(&[], &[command]), 5, "[exec] allow");
         assert!(errors.starts_with("meshd: far: refused: ") && errors.contains("config.toml"), "{errors}");
     }
-    near.home.fails(&on_far(&["--env", "PATH=/tmp"], &["echo"]), 5, "[exec]");
+    for (options, command, hint) in [
+        (&[][..], "uname", "[exec] allow = [\"uname\"]"),
+        (&[], "./echo", "hint: name it without a path, or by the whole path"),
+        (&["--env", "PATH=/tmp"], "echo", "hint: leave the variable out, or"),
+    ] {
+        let errors = near.home.fails(&on_far(options, &[command]), 5, "[exec]");
+        assert!(errors.contains(hint), "{errors}");
+    }
     near.home.fails(&on_far(&["--env", "LD_PRELOAD=/tmp/x.so"], &["echo"]), 5, "LD_PRELOAD");
     assert_eq!(near.home.ok(&on_far(&["--env", "LANG=C"], &["echo", "fine"])), "fine\n");
     // What runs a script has to be allowed, not the script.
@@ -195,6 +202,87 @@ fn who_ran_what_is_logged_and_nothing_that_is_secret() {
     assert!(ran.iter().any(|line| line.contains("has ended") && line.contains("exit code 3")), "{log}");
     assert!(ran.iter().any(|line| line.contains("forbidden\\nline") || line.contains("forbidden\\\\nline")), "{log}");
     assert!(!log.contains("hush") && !log.contains("whisper") && !log.contains("\nline"), "{log}");
+}
+
+#[test]
+fn who_asks_in_vain_again_and_again_does_not_fill_the_log() {
+    let (near, far) =
+        pair("[exec]\nallow = [\"true\"]\n[[allow]]\nwho = []\naction = [\"exec\"]\npattern = \"true\"\n");
+    for _ in 0..20 {
+        near.home.fails(&on_far(&[], &["uname"]), 5, "refused"); // by the setting
+        near.home.fails(&on_far(&[], &["true"]), 5, "refused"); // by the rule
+    }
+    let (_, _, log) = far.stop();
+    let identity = near.home.ok(&["identity"]);
+    let said = |what: &str| log.lines().filter(|line| line.contains(what)).collect::<Vec<_>>();
+    assert_eq!(said("the program was not run").len(), 10, "{log}");
+    let left_out = said("left_out=30");
+    assert!(left_out.len() == 1 && left_out[0].contains(identity.trim()), "{log}");
+}
+
+#[test]
+fn nothing_that_a_caller_says_makes_another_program_of_an_allowed_name() {
+    let scratch = TempDir::new().unwrap();
+    let at = |name: &str| scratch.path().join(name).to_str().unwrap().to_owned();
+    fs::create_dir_all(at("evil/usr/bin")).unwrap();
+    for name in ["evil/uname", "evil/usr/bin/uname"] {
+        fs::write(at(name), "#!/bin/sh\necho evil\n").unwrap();
+        fs::set_permissions(at(name), fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    let uname = ["/usr/bin/uname", "/bin/uname"].into_iter().find(|path| Path::new(path).exists()).unwrap();
+    symlink(uname, at("link")).unwrap();
+    symlink(uname, at("evil/true")).unwrap();
+    symlink(at("evil/uname"), at("uname")).unwrap();
+    let (near, _far) = pair("[exec]\nallow = [\"uname\"]\n");
+    let system = near.home.ok(&on_far(&[], &["uname"]));
+    assert!(!system.contains("evil"), "{system}");
+    // It is the same one wherever it is to run, and by the path that its name leads to.
+    let (evil, place) = (at("evil"), at(""));
+    for (options, command) in [
+        (&["--chdir", &evil][..], "uname"),
+        (&["--chdir", &place], "uname"),
+        (&["--chdir", "/"], "uname"),
+        (&[], uname),
+        (&["--chdir", &evil], uname),
+    ] {
+        assert_eq!(near.home.ok(&on_far(options, &[command])), system, "{options:?} {command}");
+    }
+    // Anything else by that name, and anything that could lead elsewhere, is refused.
+    let (link, linked, other) = (at("link"), at("uname"), at("evil/uname"));
+    let around = format!("/usr/bin/..{uname}");
+    for (options, command) in [
+        (&["--chdir", &evil][..], "./uname"),
+        (&["--chdir", &evil], "usr/bin/uname"),
+        (&["--chdir", &evil], "../usr/bin/uname"),
+        (&["--chdir", "/"], "./usr/bin/uname"),
+        (&["--chdir", "/usr"], "../usr/bin/uname"),
+        (&[], &link),
+        (&[], &linked),
+        (&[], &other),
+        (&[], &around),
+        (&[], "UNAME"),
+        (&[], "uname "),
+        (&[], "uname/"),
+    ] {
+        near.home.fails(&on_far(options, &[command]), 5, "[exec] allow");
+    }
+    for variable in [
+        &format!("PATH={evil}")[..],
+        "PATH=",
+        "LD_PRELOAD=/x.so",
+        "LD_LIBRARY_PATH=/x",
+        "LD_AUDIT=/x.so",
+        "BASH_ENV=/x",
+        "ENV=/x",
+        "GCONV_PATH=/x",
+        "PYTHONPATH=/x",
+        "BASH_FUNC_uname%%=() { echo evil; }",
+        "ANY=() { :; }; echo evil",
+    ] {
+        let name = variable.split(['=', '%']).next().unwrap();
+        near.home.fails(&on_far(&["--env", variable], &["uname"]), 5, name);
+    }
+    assert_eq!(near.home.ok(&on_far(&["--env", "Path=/x", "--env", "A=PATH=/x"], &["uname"])), system);
 }
 
 #[test]

@@ -94,7 +94,8 @@ fn patterns_and_regular_expressions_select_files() {
     let below = got(&["far:docs", "--regex", r"\d\.jpg$"]);
     assert_eq!(below.len(), 5, "{below:?}");
     assert!(below.iter().all(|path| path.ends_with(".jpg") && !path.contains("odd")), "{below:?}");
-    near.fails(&["get", "far:docs", "--regex", "("], 2, "regex");
+    let errors = near.fails(&["get", "far:docs", "--regex", "("], 2, "'(' is no regular expression: unclosed group");
+    assert_eq!(errors.lines().count(), 2, "what is wrong, and a hint: {errors}");
     let place = TempDir::new().unwrap();
     let to = place.path().to_str().unwrap();
     near.fails(&["get", "far:docs/*.pdf", to], 1, "nothing there matches far:docs/*.pdf");

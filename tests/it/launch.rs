@@ -7,7 +7,7 @@ use std::process::Command;
 use std::sync::mpsc;
 
 use rustix::process::{Pid, Signal, kill_process};
-use serde_json::Value;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::cluster::{PATIENCE, now};
@@ -122,14 +122,48 @@ fn words_reach_programs_as_they_are_and_lines_go_to_sh() {
     let folder = place.folder.path().canonicalize().unwrap();
     assert_eq!(of("local")[0], format!("{}/./here.sh one at {}", place.folder.path().display(), folder.display()));
     assert_eq!(of("local")[1], "mesh default");
-    // What is shown can be pasted into a shell.
+}
+
+#[test]
+fn a_dry_run_shows_what_would_be_started_where_and_with_which_variables() {
+    // E-CLI: --dry-run.
+    let place = Place::without_daemon(
+        r#"
+        [program.line]
+        shell = "printf '<%s>\\n' \"$A\" \"it's\"; pwd"
+        env = { A = "x  y's", B = "" }
+        chdir = "/"
+        [program.words]
+        command = ["printf", "<%s>\\n", "a b", "it's", "$HOME", "*", "", "\"x\""]
+        [program.local]
+        command = ["./here.sh"]
+        chdir = "sub dir"
+        after = ["words"]
+        "#,
+    );
+    let folder = place.folder.path().to_str().unwrap();
     let (code, planned, _) = place.run(&["--dry-run", "--json"]);
-    let planned: Vec<Value> = planned.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
-    assert_eq!((code, keys(&planned[0])), (0, vec!["after", "command", "count", "program"]));
-    let pasted = Command::new("sh").arg("-c").arg(planned[0]["command"].as_str().unwrap()).output().unwrap();
-    assert_eq!(String::from_utf8(pasted.stdout).unwrap().lines().collect::<Vec<_>>(), words);
-    let pasted = Command::new("sh").arg("-c").arg(planned[1]["command"].as_str().unwrap()).output().unwrap();
-    assert!(String::from_utf8(pasted.stdout).unwrap().starts_with("<  >\n<it's>\n<a>\n<b>\n"), "no variables here");
+    let planned = objects(&planned);
+    let all = vec!["after", "chdir", "command", "count", "env", "program"];
+    assert!(code == 0 && planned.iter().all(|one| keys(one) == all), "{planned:?}");
+    assert_eq!((&planned[0]["chdir"], &planned[0]["env"]), (&json!("/"), &json!({ "A": "x  y's", "B": "" })));
+    assert_eq!((&planned[1]["chdir"], &planned[1]["env"]), (&json!(folder), &json!({})));
+    assert_eq!(planned[2]["chdir"], format!("{folder}/sub dir"));
+    // What is shown can be pasted into a shell.
+    let (code, shown, _) = place.run(&["-n"]);
+    assert_eq!(code, 0);
+    assert_eq!(shown.lines().next().unwrap().split_whitespace().last(), Some("COMMAND"));
+    let line = |name: &str| shown.lines().find(|line| line.starts_with(name)).unwrap();
+    let command = |name: &str, first: &str| line(name)[line(name).find(first).unwrap()..].to_owned();
+    let pasted = |command: &str| {
+        let output = Command::new("sh").arg("-c").arg(command).current_dir("/").output().unwrap();
+        String::from_utf8(output.stdout).unwrap()
+    };
+    assert_eq!(pasted(&command("line", "env ")), "<x  y's>\n<it's>\n/\n", "{shown}");
+    assert_eq!(pasted(&command("words", "printf ")), "<a b>\n<it's>\n<$HOME>\n<*>\n<>\n<\"x\">\n", "{shown}");
+    assert_eq!(pasted(planned[0]["command"].as_str().unwrap()), "<>\n<it's>\n/\n", "without variables");
+    assert!(line("local").contains(&format!("'{folder}/sub dir'  ./here.sh")), "{shown}");
+    assert!(line("line").contains("  /  "), "{shown}");
 }
 
 #[test]
@@ -167,7 +201,8 @@ fn what_is_disabled_elsewhere_or_not_chosen_is_not_started() {
     assert!(all.is_empty() && errors.contains("nothing to start"), "{errors}");
     let (_, planned, _) = place.run(&["--dry-run"]);
     assert!(planned.contains("(disabled)") && planned.contains("(runs on nowhere)"), "{planned}");
-    assert!(planned.lines().any(|line| line.starts_with("last     1      here   sh -c 'echo runs'")), "{planned}");
+    let last = |line: &str| line.starts_with("last     1      here   ") && line.ends_with("  sh -c 'echo runs'");
+    assert!(planned.lines().any(last), "{planned}");
     assert!(!planned.contains("  runs"), "nothing runs: {planned}");
 }
 

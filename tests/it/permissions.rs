@@ -609,10 +609,10 @@ fn what_is_wrong_with_a_rule_is_said_with_its_line() {
     fs::write(&config, whole).unwrap();
     home.ok(&["config"]);
     for (right, wrong, said) in [
-        ("\"call\"", "\"fly\"", "config.toml:3: unknown variant `fly`, expected one of `send`, `listen`"),
+        ("\"call\"", "\"fly\"", "config.toml:3: \"fly\" is not one of send, listen, call"),
         ("\"*\"", "\"camera-1\"", "config.toml:2: "),
         ("\"*\"", "\"id1-x\"", "config.toml:2: "),
-        ("pattern = \"**\"", "", "config.toml:1: missing field `pattern`"),
+        ("pattern = \"**\"", "", "config.toml:1: 'pattern' is missing"),
         ("pattern", "pattenr", "config.toml:4: unknown"),
     ] {
         fs::write(&config, whole.replace(right, wrong)).unwrap();

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use clap::{Args as ArgGroup, ValueHint};
 
-use super::duration;
+use super::{duration, whole};
 use crate::mesh::TopicFilter;
 
 #[derive(ArgGroup, Debug)]
@@ -17,7 +17,7 @@ pub(in crate::cli) struct RecordArgs {
     #[arg(short, long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub(in crate::cli) output: Option<PathBuf>,
     /// Stop after so many messages
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, value_name = "N", value_parser = whole::<u64>(1, u64::MAX))]
     pub(in crate::cli) count: Option<u64>,
     /// Stop after this time; an error if --count was not reached
     #[arg(long, value_name = "DURATION", value_parser = duration)]

@@ -147,6 +147,12 @@ impl Show {
             REFUSED if remote.message.contains("[[allow]]") => {
                 (Exit::Refused, format!("have the owner of {name} name you in that rule: see `meshd identity`"))
             }
+            REFUSED if !remote.message.contains("[exec] allow") => {
+                (Exit::Refused, format!("leave the variable out, or have the owner of {name} set any = true"))
+            }
+            REFUSED if program.contains('/') && !program.starts_with('/') => {
+                (Exit::Refused, "name it without a path, or by the whole path: no other is ever allowed".to_owned())
+            }
             REFUSED => {
                 let setting = format!("[exec] allow = [{:?}]", program);
                 (
