@@ -501,7 +501,8 @@ fn a_script_is_sent_along_and_nothing_stays_there() {
     let (code, output, errors) = run(&[], &["a b", "--on"]);
     assert!(code == 0 && output.starts_with("['a b', '--on'] 0o100700 "), "{output} {errors}");
     let sent = output.trim().split_once("0o100700 ").unwrap().1;
-    assert!(sent.ends_with("/my program.py") && !Path::new(sent).exists(), "{sent}");
+    assert!(sent.ends_with("/my program.py"), "{sent}");
+    wait_until("what was sent is gone", || !Path::new(sent).exists()); // its end is told as soon as it has ended
     assert_eq!(
         fs::metadata(Path::new(sent).parent().unwrap().parent().unwrap()).unwrap().permissions().mode() & 0o777,
         0o700
