@@ -5,6 +5,8 @@ use std::io;
 use bytes::BytesMut;
 use serde::de::DeserializeOwned;
 use tokio::io::{AsyncRead, AsyncReadExt};
+use tokio::runtime::{Handle, RuntimeFlavor};
+use tokio::task::block_in_place;
 
 use crate::wire::control::{self, Garbage};
 use crate::wire::{TooLong, split_block};
@@ -49,7 +51,13 @@ impl<R: AsyncRead + Unpin> BlockReader<R> {
     pub(crate) async fn next<T: DeserializeOwned>(&mut self) -> Result<Option<T>, SocketError> {
         loop {
             if let Some(body) = split_block(&mut self.received, self.max)? {
-                return Ok(Some(control::decode(&body)?));
+                let size = body.len();
+                let decode = || {
+                    let decoded = control::decode(&body);
+                    drop(body);
+                    decoded
+                };
+                return Ok(Some(apart(size, decode)?));
             }
             if self.received.capacity() - self.received.len() < READ_ROOM {
                 self.received.reserve(READ_ROOM);
@@ -62,11 +70,22 @@ impl<R: AsyncRead + Unpin> BlockReader<R> {
     }
 }
 
+/// Does what copies, or frees, so many bytes. A worker thread that copies hundreds of megabytes does nothing else for a tenth of a second, and
+/// messages, beats and timers wait for it; so from some size on, another thread does its work meanwhile.
+pub(crate) fn apart<T>(bytes: usize, copy: impl FnOnce() -> T) -> T {
+    let others_can = || Handle::try_current().is_ok_and(|here| here.runtime_flavor() == RuntimeFlavor::MultiThread);
+    if bytes >= LONG && others_can() { block_in_place(copy) } else { copy() }
+}
+
+/// Bytes that are copied in a millisecond or two: handing the other work over takes some ten microseconds.
+const LONG: usize = 4 << 20;
 /// Bytes to make room for before each read: many small blocks come in one.
 const READ_ROOM: usize = 16 * 1024;
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use tokio::io::AsyncWriteExt;
 
     use super::*;
@@ -74,6 +93,14 @@ mod tests {
 
     fn question(id: u64) -> Question {
         Question { id, request: Request::Status }
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+    async fn other_tasks_go_on_while_one_copies_much() {
+        let (other, waits) = std::sync::mpsc::channel();
+        let copying = tokio::spawn(async move { apart(LONG, || waits.recv_timeout(Duration::from_secs(20))) });
+        tokio::spawn(async move { other.send(()) });
+        copying.await.unwrap().expect("the other task has had its turn");
     }
 
     #[tokio::test]

@@ -264,11 +264,10 @@ def large(lab, say):
         "small ones, 1000 a second: 99 of 100 are less than 100 ms late while it crosses the link",
         lateness(during),
     )
-    # A daemon copies the block of a program in one piece: what waits for that processor is as late as that takes.
     whole = late(began, came)
     say.holds(
-        percentile(whole, 0.75) < 0.05,
-        "and 3 of 4 less than 50 ms, with the programs' sockets at both ends",
+        percentile(whole, 0.99) < 0.1,
+        "and so they are while programs hand it to their daemons, and get it from them",
         lateness(whole),
     )
     say.holds(lost == 0, "none of them is lost", f"{len(lines)} came", f"{lost} lost")

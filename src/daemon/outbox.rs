@@ -10,6 +10,7 @@ use tokio_util::task::AbortOnDropHandle;
 use tracing::warn;
 
 use crate::mesh::delivery::Claimed;
+use crate::socket::apart;
 use crate::wire::control::{self as wire, Answer, Failure, Reply};
 
 /// What waits to be written to one client. When it is full, who has something to say waits: a forwarder, whose
@@ -60,7 +61,7 @@ impl Outbox {
 
     /// Pushes what delivers a message, and acknowledges that once it is written.
     pub(super) async fn deliver(&self, answer: &Answer, message: Option<Claimed>) -> Result<(), Gone> {
-        let block = match wire::encode(answer) {
+        let block = match apart(answer.payload_len(), || wire::encode(answer)) {
             Ok(block) => block,
             Err(error) => {
                 // The limits of messages and records are far lower.
@@ -87,6 +88,7 @@ async fn write_blocks(mut blocks: mpsc::Receiver<Block>, mut to: OwnedWriteHalf)
                 if to.write_all(&bytes).await.is_err() {
                     return;
                 }
+                apart(bytes.len(), || drop(bytes));
             } else {
                 joined.extend_from_slice(&bytes);
             }

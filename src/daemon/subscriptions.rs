@@ -14,6 +14,7 @@ use super::outbox::{Gone, Outbox};
 use crate::mesh::Message;
 use crate::mesh::delivery::Claimed;
 use crate::node::{self, ListenOptions, Node, Subscription};
+use crate::socket::apart;
 use crate::wire::control::{Acknowledge, Answer, Delivery, Failure, FailureKind, Listen, Overflow, Reply};
 
 /// All subscriptions of one client.
@@ -168,7 +169,10 @@ impl Forwarder {
                 Some(unhandled) => (unhandled.add(message.claimed.clone()).await, None),
                 None => (None, Some(message.claimed.clone())),
             };
-            if self.outbox.deliver(&Answer::Message(self.delivery(message, ack)), taken).await.is_err() {
+            let answer = Answer::Message(self.delivery(message, ack));
+            let delivered = self.outbox.deliver(&answer, taken).await;
+            apart(answer.payload_len(), || drop(answer));
+            if delivered.is_err() {
                 return;
             }
         }

@@ -59,6 +59,20 @@ pub(crate) enum Answer {
     Goodbye(Failure),
 }
 
+impl Answer {
+    /// Bytes of the payload in it.
+    pub(crate) fn payload_len(&self) -> usize {
+        match self {
+            Self::Message(delivery) => delivery.payload.len(),
+            Self::Called(called) => called.payload.len(),
+            Self::Item(spoken) => spoken.payload.len(),
+            Self::Reply { reply: Reply::Answered(answered), .. } => answered.payload.len(),
+            Self::Part(Part { outcome: Outcome::Answered(answered), .. }) => answered.payload.len(),
+            _ => 0,
+        }
+    }
+}
+
 /// The answer to a request that was done.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) enum Reply {
