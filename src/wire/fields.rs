@@ -8,6 +8,8 @@ pub(super) mod payload {
     use serde::de::{Error, Visitor};
     use serde::{Deserializer, Serializer};
 
+    use crate::memory::freed_apart;
+
     pub(in crate::wire) fn serialize<S: Serializer>(payload: &Bytes, out: S) -> Result<S::Ok, S::Error> {
         out.serialize_bytes(payload)
     }
@@ -20,10 +22,10 @@ pub(super) mod payload {
                 f.write_str("a byte string")
             }
             fn visit_bytes<E: Error>(self, bytes: &[u8]) -> Result<Bytes, E> {
-                Ok(Bytes::copy_from_slice(bytes))
+                Ok(freed_apart(Bytes::copy_from_slice(bytes)))
             }
             fn visit_byte_buf<E: Error>(self, bytes: Vec<u8>) -> Result<Bytes, E> {
-                Ok(bytes.into())
+                Ok(freed_apart(bytes.into()))
             }
         }
         from.deserialize_byte_buf(Payload)

@@ -189,7 +189,7 @@ impl Assembly {
         }
         let Begun { body, total, at } = self.begun.remove(&number)?;
         self.announced -= total;
-        Some(Whole { body: body.freeze(), began: at })
+        Some(Whole { body: memory::freed_apart(body.freeze()), began: at })
     }
 }
 
