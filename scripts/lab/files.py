@@ -13,7 +13,7 @@ from hosts import Process
 from links import MIB, Meter, forget, large_file, memory
 
 # How often a rate is taken.
-ROUNDS = 5
+ROUNDS = 7
 SHARES = """\
 [[share]]
 name = "{name}"
