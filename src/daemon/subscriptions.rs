@@ -14,7 +14,6 @@ use super::outbox::{Gone, Outbox};
 use crate::mesh::Message;
 use crate::mesh::delivery::Claimed;
 use crate::node::{self, ListenOptions, Node, Subscription};
-use crate::socket::apart;
 use crate::wire::control::{Acknowledge, Answer, Delivery, Failure, FailureKind, Listen, Overflow, Reply};
 
 /// All subscriptions of one client.
@@ -169,10 +168,7 @@ impl Forwarder {
                 Some(unhandled) => (unhandled.add(message.claimed.clone()).await, None),
                 None => (None, Some(message.claimed.clone())),
             };
-            let answer = Answer::Message(self.delivery(message, ack));
-            let delivered = self.outbox.deliver(&answer, taken).await;
-            apart(answer.payload_len(), || drop(answer));
-            if delivered.is_err() {
+            if self.outbox.deliver(&Answer::Message(self.delivery(message, ack)), taken).await.is_err() {
                 return;
             }
         }
